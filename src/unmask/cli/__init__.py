@@ -1,0 +1,83 @@
+"""The command `unmask`: a table of verbs, each imported when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+from .. import __version__
+from ..errors import UnmaskError
+
+# verb -> (module beside this one, the line that `unmask --help` shows)
+VERBS = {
+    "pack": ("pack", "Turn text files into a packed corpus: cleaned, de-duplicated, split, tokenized."),
+    "tokenizer": ("tokenizer", "Train a tokenizer on text files, or describe one."),
+    "pretrain": ("train", "Pre-train a masked language model from scratch."),
+    "adapt": ("train", "Continue the pre-training of an existing model on the text of a domain."),
+    "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
+    "fill": ("fill", "Fill the masks in a text."),
+    "report": ("report", "Make the report page of a run again."),
+    "demo": ("demo", "From the documentation on this machine to a filled mask, in a few minutes."),
+}
+
+
+def usage() -> str:
+    """Return what `unmask --help` prints."""
+    width = max(map(len, VERBS))
+    lines = ["Usage: unmask [--debug] VERB [OPTIONS]", "", "From raw text to a masked language model that works for you.", "", "Verbs:"]
+    lines += [f"  {name:{width}}  {text}" for name, (_, text) in VERBS.items()]
+    lines += ["", "`unmask VERB --help` tells more; --version shows the version, --debug the traceback of an error."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 well, 1 failed while running, 2 bad input, 3 a gate not passed, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if args else 2)
+    if args[0] in ("--version", "-V"):
+        print(f"unmask {__version__}")
+        sys.exit(0)
+    verb, *rest = args
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
+        print(f"unmask: there is no verb '{verb}'; {hint}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(run(verb, rest))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except UnmaskError as error:
+        if debug:
+            raise
+        print(f"unmask {verb}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def run(verb: str, args: list[str]) -> int:
+    """Import the module of a verb, let typer read its arguments, and run it."""
+    import typer
+
+    function = getattr(importlib.import_module(f".{VERBS[verb][0]}", __name__), verb)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(function)
+    try:
+        return app(args=args, prog_name=f"unmask {verb}", standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # typer's own usage errors know how to print themselves; everything else goes on up
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        raise

@@ -1,0 +1,1 @@
+"""What goes in: text, its cleaning, tokens, masks and packed batches."""

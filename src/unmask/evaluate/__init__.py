@@ -1,0 +1,1 @@
+"""Honest numbers: held-out evaluation on frozen masks, baselines, reports."""
