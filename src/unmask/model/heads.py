@@ -1,0 +1,72 @@
+"""Run any masked language model on a PackedBatch, with its head at the labels only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ..data.batch import PackedBatch
+from .attention import Segments, is_packed
+
+
+@contextlib.contextmanager
+def only_rows(model: PreTrainedModel, rows: Tensor) -> Iterator[None]:
+    """Make what the body of a model returns hold just `rows` of its flattened (B * L, D) output while the context lasts.
+
+    A forward hook on the body does it, so that the head above, whatever its architecture, computes nothing else.
+    """
+
+    def select(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0]
+        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)[None]
+        if isinstance(output, tuple):
+            return (chosen, *output[1:])
+        output["last_hidden_state"] = chosen
+        return output
+
+    handle = model.base_model.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Return the logits of the labelled tokens of a batch, (N, V), in the order of `label_positions`.
+
+    Models without packed attention (and CUDA with attention dropout) are run padded; the numbers are the same.
+    """
+    if not is_packed(model) or (batch.input_ids.is_cuda and model.training and attention_dropout(model) > 0):
+        return _forward_padded(model, batch)
+    segments = Segments(batch.cu_seqlens, batch.max_seqlen)
+    # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
+    no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
+    with only_rows(model, batch.label_positions):
+        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments)
+    return output.logits[0]
+
+
+def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    bounds = batch.cu_seqlens.long()
+    lengths = (bounds[1:] - bounds[:-1]).tolist()
+    ids = pad_sequence(list(batch.input_ids[0].split(lengths)), batch_first=True, padding_value=model.config.pad_token_id or 0)
+    mask = pad_sequence([torch.ones(length, dtype=torch.long) for length in lengths], batch_first=True).to(ids.device)
+    segment = torch.searchsorted(bounds, batch.label_positions, right=True) - 1
+    rows = segment * ids.shape[1] + batch.label_positions - bounds[segment]
+    with only_rows(model, rows):
+        return model(input_ids=ids, attention_mask=mask).logits[0]
+
+
+def attention_dropout(model: PreTrainedModel) -> float:
+    """Return the dropout on attention weights that a model's configuration asks for in training."""
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        value = getattr(model.config, name, None)
+        if value:
+            return float(value)
+    return 0.0
