@@ -1,0 +1,242 @@
+"""Masked language models in and out: any Hugging Face folder or Hub id with an MLM head, always fp32, never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
+from .presets import PRESETS, ModelConfig, build_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "PRESETS", "ModelConfig", "build_model", "check_fit", "load_model", "max_positions", "position_offset", "save_model",
+]  # fmt: skip
+
+Attention = Literal["packed", "sdpa", "eager"]
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+log = logging.getLogger(__name__)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    attention: Attention = "packed",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """Return a *ForMaskedLM from a local folder or a Hub id, in fp32 whatever it was stored in, in evaluation mode.
+
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured. With a tokenizer, its vocabulary is checked against the model's.
+    Raises: CheckpointError where there is no such model, it has no MLM head, or weights are missing; TokenizerError.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    name = str(name_or_path)
+    local = check_folder(name)
+    source = str(Path(name).expanduser()) if local else name
+    config = _read_config(source, local=local, trust_remote_code=trust_remote_code, revision=revision)
+    options: dict[str, Any] = {} if attention == "packed" else {"attn_implementation": attention}
+    try:
+        with quiet_transformers(bars=not local):
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                weights_only=True,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+    except Exception as error:  # torch, safetensors, pickle and the Hub each raise their own kind
+        if isinstance(error, ValueError) and "scaled_dot_product_attention" in str(error):
+            raise ConfigError(f"{type(config).__name__} cannot run with attention='sdpa'; use 'packed' or 'eager'") from None
+        raise CheckpointError(_cannot_load(name, local, error)) from error
+    _check_loaded(name, info)
+    if tokenizer is not None:
+        check_fit(model, tokenizer)
+    set_attention(model, attention)
+    return model
+
+
+def check_folder(name: str) -> bool:
+    """Return True for a local folder that holds a model, False for a name that can only be a Hub id.
+
+    Raises: CheckpointError for a path that is not there, or that holds no model.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise CheckpointError(f"'{name}' is a file; name the folder that holds config.json and model.safetensors")
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+            raise CheckpointError(f"there is no folder '{name}'; name a model folder, or a Hub id such as bert-base-uncased")
+        return False
+    if not (path / "config.json").is_file():
+        inner = [child for child in ("model", "checkpoints") if (path / child).is_dir()]
+        hint = f"; a run keeps its finished model in '{path / 'model'}'" if "model" in inner else ""
+        if inner == ["checkpoints"]:
+            hint = f"; it is an unfinished run: `unmask resume {path}`, or name one of the folders in '{path / 'checkpoints'}'"
+        raise CheckpointError(f"'{name}' has no config.json, so it is not a model folder{hint}")
+    if not any((path / file).is_file() for file in WEIGHT_FILES):
+        raise CheckpointError(f"'{name}' has a config.json but no weights; expected one of: {', '.join(WEIGHT_FILES)}")
+    return True
+
+
+def _read_config(source: str, *, local: bool, trust_remote_code: bool, revision: str | None) -> PreTrainedConfig:
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:
+        raise CheckpointError(_cannot_load(source, local, error)) from error
+    remote = trust_remote_code and AutoModelForMaskedLM.__name__ in (getattr(config, "auto_map", None) or {})
+    if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise CheckpointError(
+            f"'{source}' is a {config.model_type!r} model, which has no masked-language-model head in transformers; "
+            "use an encoder such as BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, XLM-R, DeBERTa or ModernBERT"
+        )
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+        raise CheckpointError(f"'{source}' ({config.model_type}) is not an encoder alone: it decodes from left to right")
+    return config
+
+
+def _cannot_load(name: str, local: bool, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in reason:
+        return f"'{name}' runs code of its own, which is not done unless asked: pass trust_remote_code=True if you trust its author"
+    if local:
+        return f"cannot load the model in '{name}': {reason[:500]}"
+    return (
+        f"there is no folder '{name}', and it cannot be had from the Hub: {reason[:300]}; check the name, the network, HF_HUB_OFFLINE and "
+        "(for a private model) HF_TOKEN, or name a local folder"
+    )
+
+
+def _check_loaded(name: str, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        head = any(part in key for key in missing for part in ("predictions", "lm_head", "vocab_", "decoder", "generator", "head."))
+        why = "; it was saved without its masked-language-model head, or with another head" if head else ""
+        raise CheckpointError(
+            f"'{name}' lacks {len(missing)} of the weights of this architecture, which would be left random: {_some(missing)}{why}"
+        )
+    if info.get("mismatched_keys"):
+        raise CheckpointError(f"'{name}' has weights of another shape than its config.json says: {_some(sorted(info['mismatched_keys']))}")
+    if info["unexpected_keys"]:
+        log.warning("%s: %d weights are not used by its masked language model: %s", name, len(info["unexpected_keys"]),
+                    _some(sorted(info["unexpected_keys"])))  # fmt: skip
+
+
+def _some(keys: list[Any], limit: int = 8) -> str:
+    shown = ", ".join(map(str, keys[:limit]))
+    return shown if len(keys) <= limit else f"{shown}, and {len(keys) - limit} more"
+
+
+def set_attention(model: PreTrainedModel, attention: Attention) -> None:
+    """Make a model run with Unmask's packed attention, or with one of transformers' own."""
+    if attention == "packed":
+        from .attention import enable_packing, supports_packing
+
+        if not enable_packing(model):
+            log.info("%s; its batches are padded", supports_packing(model)[1])
+    elif attention in ("sdpa", "eager"):
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+    else:
+        raise ConfigError(f"attention = {attention!r}; allowed: packed, sdpa, eager")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path, *, card: str | None = None) -> Path:
+    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer files, README.md from `card`) and return its path.
+
+    Every file is written and closed on return; whoever needs it to be atomic writes to a fresh folder and renames it.
+    Raises: RunError when the disk is full or cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    plain: PreTrainedModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet_transformers():
+            plain.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"the model could not be written to '{folder}': {error}; make room or name another folder") from error
+    return folder
+
+
+def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:
+    """Check that every token id has an embedding and, with a length, that every position has one.
+
+    Raises: TokenizerError, ConfigError.
+    """
+    rows, words = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if words > rows:
+        raise TokenizerError(
+            f"the tokenizer has {words:,} tokens and the model has embeddings for {rows:,}; "
+            "use the tokenizer that the model was trained with, or a model made for this one"
+        )
+    limit, offset = max_positions(model), position_offset(model)
+    if max_length is None or limit is None or max_length <= limit:
+        return
+    trap = ""
+    if offset:
+        trap = f" (max_position_embeddings = {limit + offset}, but positions of this architecture start at {offset}: padding_idx + 1)"
+    raise ConfigError(f"max_length = {max_length} is more than the {limit} positions that the model has{trap}; set max_length to {limit} or less")
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens, special ones included, a text may have; None where the architecture sets no limit."""
+    table = _position_table(model)
+    if table is not None:
+        return int(table.weight.shape[0]) - position_offset(model)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else None
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """Return the position id of a text's first token: padding_idx + 1 in RoBERTa's relatives, 0 in all others."""
+    table = _position_table(model)
+    return 0 if table is None or table.padding_idx is None else int(table.padding_idx) + 1
+
+
+def _position_table(model: PreTrainedModel) -> Any:
+    """Return the learned absolute positions of a model, if it has any (by the name that all of BERT's descendants share)."""
+    import torch
+
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, torch.nn.Embedding):
+            return module
+    return None
+
+
+@contextlib.contextmanager
+def quiet_transformers(*, bars: bool = False) -> Iterator[None]:
+    """Keep transformers from writing load reports and (unless `bars`: a download) progress to the terminal; we say what matters."""
+    from transformers.utils import logging as hf_logging
+
+    level, had_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    if not bars:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if had_bars and not bars:
+            hf_logging.enable_progress_bar()
