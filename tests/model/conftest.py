@@ -65,6 +65,18 @@ ARCHITECTURES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request):
+    """The name of each architecture in turn."""
+    return request.param
+
+
+@pytest.fixture
+def configurations():
+    """A fresh configuration of each architecture, by name."""
+    return architectures()
+
+
 @pytest.fixture(scope="session")
 def small_model():
     """Return a function: architecture name -> a freshly seeded model whose weights are large enough to tell tokens apart."""

@@ -40,6 +40,7 @@ def load_model(
     import torch
     from transformers import AutoModelForMaskedLM
 
+    check_attention(attention)
     name = str(name_or_path)
     local = check_folder(name)
     source = str(Path(name).expanduser()) if local else name
@@ -58,7 +59,7 @@ def load_model(
                 **options,
             )
     except Exception as error:  # torch, safetensors, pickle and the Hub each raise their own kind
-        if isinstance(error, ValueError) and "scaled_dot_product_attention" in str(error):
+        if attention == "sdpa" and isinstance(error, ValueError) and "scaled_dot_product_attention" in str(error):
             raise ConfigError(f"{type(config).__name__} cannot run with attention='sdpa'; use 'packed' or 'eager'") from None
         raise CheckpointError(_cannot_load(name, local, error)) from error
     _check_loaded(name, info)
@@ -143,18 +144,22 @@ def _some(keys: list[Any], limit: int = 8) -> str:
     return shown if len(keys) <= limit else f"{shown}, and {len(keys) - limit} more"
 
 
+def check_attention(attention: str) -> None:
+    """Raise ConfigError for an attention that there is not."""
+    if attention not in ("packed", "sdpa", "eager"):
+        raise ConfigError(f"attention = {attention!r}; allowed: packed, sdpa, eager")
+
+
 def set_attention(model: PreTrainedModel, attention: Attention) -> None:
     """Make a model run with Unmask's packed attention, or with one of transformers' own."""
+    check_attention(attention)
     if attention == "packed":
         from .attention import enable_packing, supports_packing
 
         if not enable_packing(model):
             log.info("%s; its batches are padded", supports_packing(model)[1])
-    elif attention in ("sdpa", "eager"):
-        if model.config._attn_implementation != attention:
-            model.set_attn_implementation(attention)
-    else:
-        raise ConfigError(f"attention = {attention!r}; allowed: packed, sdpa, eager")
+    elif model.config._attn_implementation != attention:
+        model.set_attn_implementation(attention)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path, *, card: str | None = None) -> Path:
