@@ -16,7 +16,7 @@ from .attention import Segments, is_packed
 
 
 @contextlib.contextmanager
-def only_rows(model: PreTrainedModel, rows: Tensor) -> Iterator[None]:
+def only_rows(model: PreTrainedModel, rows: Tensor, segments: Segments | None = None) -> Iterator[None]:
     """Make what the body of a model returns hold just `rows` of its flattened (B * L, D) output while the context lasts.
 
     A forward hook on the body does it, so that the head above, whatever its architecture, computes nothing else.
@@ -24,6 +24,8 @@ def only_rows(model: PreTrainedModel, rows: Tensor) -> Iterator[None]:
 
     def select(module: nn.Module, args: Any, output: Any) -> Any:
         hidden = output[0]
+        if segments is not None and segments.rows_taken:
+            return output
         chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)[None]
         if isinstance(output, tuple):
             return (chosen, *output[1:])
@@ -44,10 +46,10 @@ def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """
     if not is_packed(model) or (batch.input_ids.is_cuda and model.training and attention_dropout(model) > 0):
         return _forward_padded(model, batch)
-    segments = Segments(batch.cu_seqlens, batch.max_seqlen)
+    segments = Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions)
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
     no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
-    with only_rows(model, batch.label_positions):
+    with only_rows(model, batch.label_positions, segments):
         output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments)
     return output.logits[0]
 
