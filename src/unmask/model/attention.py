@@ -169,6 +169,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
+    # rotary positions may leave queries and keys in fp32 under autocast, where SDPA would cast them itself
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cuda":
         return _attend_cuda(query, key, value, segments, scaling, dropout, sliding_window), None
     num_groups = getattr(module, "num_key_value_groups", 1)

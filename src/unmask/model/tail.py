@@ -62,12 +62,13 @@ def install(model: PreTrainedModel) -> bool:
         return False
     if "forward" in layer.__dict__:
         return True
-    stock, tail = layer.forward, _LAYERS[type(layer).__name__]
+    # the class's own function, not this layer's bound one: a copy of the model must not run the layer that it was copied from
+    stock, tail = type(layer).forward, _LAYERS[type(layer).__name__]
 
     def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         segments = kwargs.get("segments")
         if segments is None or segments.rows is None or getattr(self, "gradient_checkpointing", False):
-            return stock(hidden_states, attention_mask, *args, **kwargs)
+            return stock(self, hidden_states, attention_mask, *args, **kwargs)
         kwargs = {name: value for name, value in kwargs.items() if not name.startswith("encoder_") and name != "past_key_values"}
         segments.rows_taken = True
         return tail(self, hidden_states, attention_mask, segments.rows, **kwargs)
