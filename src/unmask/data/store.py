@@ -113,7 +113,10 @@ class StoreWriter:
         if len(ids) and isinstance(ids[0], np.ndarray):
             flat = np.concatenate(list(ids))
         else:
-            flat = np.fromiter(itertools.chain.from_iterable(ids), np.int64, total)
+            try:
+                flat = np.fromiter(itertools.chain.from_iterable(ids), self.dtype, total)
+            except OverflowError:  # an id that the type cannot hold: add_flat says which
+                flat = np.fromiter(itertools.chain.from_iterable(ids), np.int64, total)
         self.add_flat(flat, starts, lengths, document_ids, np.asarray(num_bytes, dtype=np.int64))
 
     def add_flat(
@@ -128,7 +131,7 @@ class StoreWriter:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             wrong = int(ids.max()) if int(ids.max()) >= self.vocab_size else int(ids.min())
             raise StoreError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}; pack with the tokenizer that made the ids")
-        ids, word_start = ids.astype(self.dtype), np.asarray(word_start, dtype=bool)
+        ids, word_start = ids.astype(self.dtype, copy=False), np.asarray(word_start, dtype=bool)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         first = 0
         while first < len(lengths):  # as many documents as the record batch in hand has room for, one at least
@@ -332,7 +335,7 @@ class TokenStore:
     def verify(self) -> None:
         """Read every byte and compare it with the checksums of `store.json`; raise StoreError where they differ."""
         for shard, data in zip(self.metadata["shards"], self._bits, strict=True):
-            found = hashlib.sha256(data).hexdigest()
+            found = hashlib.sha256(data.data).hexdigest()
             if found != shard["sha256"]:
                 raise self._damaged(self.folder / shard["name"], f"its SHA-256 is {found[:16]}..., {MARKER} says {shard['sha256'][:16]}...")
 
