@@ -8,7 +8,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-WORDS = "the a of in to array return list value string number file name type object class function key item index".split()
+WORDS = ["the", "a", "of", "in", "to", "array", "return", "list", "value", "string", "number", "file", "name", "type", "object", "class"]
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,9 @@ def test_no_dropout_from_scratch_unless_asked(tokenizer, family):
     config = hf_config_for(ModelConfig(family=family), tokenizer, max_length=64)
     rates = {name: value for name, value in config.to_dict().items() if "dropout" in name}
     assert rates and not any(rates.values())
-    assert hf_config_for(ModelConfig(family="bert", fields={"hidden_dropout_prob": 0.1}), tokenizer, max_length=64).hidden_dropout_prob == 0.1
+    assert (
+        hf_config_for(ModelConfig(family="bert", fields={"hidden_dropout_prob": 0.1}), tokenizer, max_length=64).hidden_dropout_prob == 0.1
+    )
 
 
 def test_a_dial_moves_what_follows_from_it(tokenizer):

@@ -190,7 +190,8 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_le
 
     Raises: TokenizerError, ConfigError.
     """
-    rows, words = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    table: Any = model.get_input_embeddings()
+    rows, words = table.weight.shape[0], len(tokenizer)
     if words > rows:
         raise TokenizerError(
             f"the tokenizer has {words:,} tokens and the model has embeddings for {rows:,}; "
@@ -202,7 +203,9 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_le
     trap = ""
     if offset:
         trap = f" (max_position_embeddings = {limit + offset}, but positions of this architecture start at {offset}: padding_idx + 1)"
-    raise ConfigError(f"max_length = {max_length} is more than the {limit} positions that the model has{trap}; set max_length to {limit} or less")
+    raise ConfigError(
+        f"max_length = {max_length} is more than the {limit} positions that the model has{trap}; set max_length to {limit} or less"
+    )
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

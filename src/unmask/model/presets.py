@@ -81,6 +81,7 @@ def hf_config_for(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, ma
     for ModernBERT, whose gate makes a third matrix, the width with as many parameters.
     Raises: ConfigError, TokenizerError.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import BertConfig, ModernBertConfig
 
     classes: dict[str, type[PreTrainedConfig]] = {"bert": BertConfig, "modernbert": ModernBertConfig}
@@ -106,7 +107,7 @@ def hf_config_for(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, ma
     _check_values(values)
     try:
         return cls(**values)
-    except Exception as error:  # huggingface_hub's strict dataclasses raise a tree of their own, rooted in Exception
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"model.*: {' '.join(str(error).split())}") from None
 
 
@@ -150,7 +151,9 @@ def _modernbert(values: dict[str, Any], max_length: int) -> None:
 def _special_ids(tokenizer: PreTrainedTokenizerBase, family: str) -> dict[str, int | None]:
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
         lacking = "pad" if tokenizer.pad_token_id is None else "mask"
-        raise TokenizerError(f"the tokenizer has no {lacking} token, which a masked language model needs; train one with `unmask tokenizer`")
+        raise TokenizerError(
+            f"the tokenizer has no {lacking} token, which a masked language model needs; train one with `unmask tokenizer`"
+        )
     ids: dict[str, int | None] = {"pad_token_id": tokenizer.pad_token_id}
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     ids["bos_token_id"] = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else first
