@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ class _Sink:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.hash = path, 0, hashlib.sha256()
-        self.file = open(path, "wb")
+        self.file = open(path, "wb")  # noqa: SIM115  (closed by close)
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
@@ -223,10 +223,10 @@ class StoreWriter:
             (self.folder / shard["name"]).unlink(missing_ok=True)
         self._clear()
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
         else:

@@ -1,0 +1,211 @@
+"""The order of an epoch: documents cut into windows, windows packed into packs of a fixed number of tokens; from lengths alone.
+
+Every token is in exactly one window, every window in exactly one pack. All of it is vectorised: a million documents take well
+under a second, so that nothing about the order has to be saved, only the seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..rng import rng
+
+POOL = 1024  # windows that are packed together, about; a larger pool wastes less and takes longer
+TRIES = 3  # orders that an epoch tries before it falls back on the first epoch's packs
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The windows of a corpus: window w is tokens [start[w], stop[w]) of document[w]; all (windows,) int64."""
+
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+def cut(lengths: np.ndarray, capacity: int) -> Windows:
+    """Return the windows of documents: as few as hold at most `capacity` tokens each, of equal length but for one token."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    counts = -(-lengths // capacity)
+    document = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size, parts = lengths[document], counts[document]
+    return Windows(document, number * size // parts, (number + 1) * size // parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Packs:
+    """Which windows lie together: pack p holds windows order[bounds[p]:bounds[p + 1]]."""
+
+    order: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, pack: int) -> np.ndarray:
+        return self.order[self.bounds[pack] : self.bounds[pack + 1]]
+
+
+def pack(sizes: np.ndarray, order: np.ndarray, room: int) -> Packs:
+    """Return packs of at most `room` tokens that hold each window of `order` once.
+
+    Windows are taken in order, in pools that fill a number of packs; in a pool the longest comes first and goes into the emptiest pack,
+    so that every pack gets long and short ones. What no pack of its pool has room for goes into a later pool, with the rest at the end.
+    """
+    packed: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
+    total = 0
+    rest = order
+    while len(rest):
+        mean = max(1.0, float(sizes[rest].mean()))
+        each = max(1, min(64, round(POOL * mean / room)))  # packs of a pool
+        before = np.cumsum(sizes[rest]) - sizes[rest]
+        pool = before // (each * room)
+        whole = int(pool[-1])  # the last pool is not full
+        if whole == 0:
+            each = -(-int(sizes[rest].sum()) // room)
+            fill, left = rest, rest[:0]
+        else:
+            last = int(np.searchsorted(pool, whole))
+            fill, left = rest[:last], rest[last:]
+        where = _level(sizes[fill], pool[: len(fill)], max(whole, 1), each, room)
+        placed = where >= 0
+        packed.append(fill[placed])
+        numbers.append(where[placed] + total)
+        total += max(whole, 1) * each
+        rest = np.concatenate([fill[~placed], left])
+    if not packed:
+        return Packs(order, np.zeros(1, np.int64))
+    number = np.concatenate(numbers)
+    by_pack = np.argsort(number, kind="stable")
+    counts = np.bincount(number, minlength=total)
+    return Packs(np.concatenate(packed)[by_pack], np.concatenate([[0], np.cumsum(counts[counts > 0])]))
+
+
+def _level(sizes: np.ndarray, pool: np.ndarray, pools: int, each: int, room: int) -> np.ndarray:
+    """Return for each window the pack it goes into, -1 where none has room; all pools take a step together, the longest window first."""
+    by_size = np.argsort(pool * (room + 1) + (room - sizes), kind="stable")
+    first = np.searchsorted(pool[by_size], np.arange(pools + 1))
+    free = np.full((pools, each), room, dtype=np.int32)
+    flat = free.ravel()
+    where = np.full(len(sizes), -1, dtype=np.int64)
+    counts = np.diff(first)
+    longest_first = np.argsort(-counts, kind="stable")  # the pools that still have windows are then a prefix
+    sorted_counts = -counts[longest_first]
+    free = free[longest_first]
+    flat = free.ravel()
+    base = np.arange(pools) * each
+    for step in range(int(counts.max(initial=0))):
+        active = int(np.searchsorted(sorted_counts, -step))
+        window = by_size[first[:-1][longest_first[:active]] + step]
+        slot = base[:active] + free[:active].argmax(axis=1)
+        size = sizes[window]
+        fits = flat[slot] >= size
+        slot, window = slot[fits], window[fits]
+        flat[slot] -= size[fits].astype(np.int32)
+        where[window] = longest_first[slot // each] * each + slot % each
+    return where
+
+
+class Plan:
+    """The packs of every epoch, and which of them a step takes; a pure function of (lengths, seed).
+
+    Every epoch has the same number of packs, so that the epoch of a step is a division.
+    Raises: ConfigError where the token counts do not fit one another.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, *, seed: int, max_length: int, num_special: int, micro_tokens: int, batch_tokens: int, shuffle: bool = True
+    ) -> None:
+        if max_length <= num_special:
+            raise ConfigError(f"max_length = {max_length} leaves no room beside {num_special} special tokens; allowed: {num_special + 1} or more")
+        if micro_tokens < max_length:
+            raise ConfigError(f"micro_tokens = {micro_tokens} is less than max_length = {max_length}; a window must fit into a pack: raise it")
+        if batch_tokens < micro_tokens or batch_tokens % micro_tokens:
+            near = max(1, round(batch_tokens / micro_tokens)) * micro_tokens
+            raise ConfigError(f"batch_tokens = {batch_tokens} is not a multiple of micro_tokens = {micro_tokens}; the nearest is {near}")
+        self.seed, self.shuffle, self.room = seed, shuffle, micro_tokens
+        self.windows = cut(lengths, max_length - num_special)
+        if not len(self.windows):
+            raise ConfigError("the packed corpus holds no token; pack files that hold text")
+        self.sizes = self.windows.stop - self.windows.start + num_special
+        self.packs_a_step = batch_tokens // micro_tokens
+        self._cache: dict[int, Packs] = {}
+        self._reference = self._attempt(0, 0)
+        # a little more than the first epoch needs, where there are many: another order may need one more
+        self.num_packs = min(len(self._reference) + len(self._reference) // 500, len(self.windows))
+        self.steps_per_epoch = -(-self.num_packs // self.packs_a_step)
+
+    def _attempt(self, epoch: int, attempt: int) -> Packs:
+        order = np.arange(len(self.windows))
+        if self.shuffle:
+            order = rng(self.seed, "order", epoch, attempt).permutation(len(order))
+        return pack(self.sizes, order, self.room)
+
+    def epoch(self, epoch: int) -> Packs:
+        """Return the packs of an epoch, in the order in which steps take them."""
+        if not self.shuffle:
+            epoch = 0
+        if epoch not in self._cache:
+            packs = self._make(epoch)
+            while len(self._cache) >= 2:  # a prefetching thread may stand in the next epoch already
+                self._cache.pop(next(iter(self._cache)), None)
+            self._cache[epoch] = packs
+            return packs
+        return self._cache[epoch]
+
+    def _make(self, epoch: int) -> Packs:
+        for attempt in range(TRIES):
+            packs = self._reference if epoch == attempt == 0 else self._attempt(epoch, attempt)
+            if len(packs) <= self.num_packs:
+                break
+        else:
+            packs = self._swap(rng(self.seed, "swap", epoch))
+        packs = _split(packs, self.num_packs)
+        if not self.shuffle:
+            return packs
+        turn = rng(self.seed, "packs", epoch).permutation(len(packs))
+        counts = np.diff(packs.bounds)[turn]
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        within = np.arange(bounds[-1]) - np.repeat(bounds[:-1], counts)
+        return Packs(packs.order[np.repeat(packs.bounds[:-1][turn], counts) + within], bounds)
+
+    def _swap(self, generator: np.random.Generator) -> Packs:
+        """Return the first epoch's packs with windows of the same length exchanged at random: they fit as those did."""
+        order = self._reference.order
+        slots = np.argsort(self.sizes[order], kind="stable")
+        shuffled = generator.permutation(len(order))
+        result = np.empty_like(order)
+        result[slots] = shuffled[np.argsort(self.sizes[shuffled], kind="stable")]
+        return Packs(result, self._reference.bounds)
+
+    def packs(self, step: int) -> tuple[int, list[np.ndarray]]:
+        """Return the epoch of a step, and for each pack of the step the windows in it."""
+        if step < 0:
+            raise ConfigError(f"step = {step}; allowed: 0 or more")
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        packs = self.epoch(epoch)
+        first = inside * self.packs_a_step
+        return epoch, [packs[number] for number in range(first, min(first + self.packs_a_step, len(packs)))]
+
+
+def _split(packs: Packs, wanted: int) -> Packs:
+    """Return `wanted` packs: the ones with the most windows are halved."""
+    missing = wanted - len(packs)
+    if missing <= 0:
+        return packs
+    bounds = packs.bounds
+    while missing > 0:
+        counts = np.diff(bounds)
+        most = np.argsort(-counts, kind="stable")[:missing]
+        most = most[counts[most] > 1]
+        bounds = np.sort(np.concatenate([bounds, bounds[most] + counts[most] // 2]))
+        missing = wanted - (len(bounds) - 1)
+    return Packs(packs.order, bounds)
