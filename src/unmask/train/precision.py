@@ -1,0 +1,69 @@
+"""The number format of a run's matrix products; the weights are always fp32."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..errors import ConfigError
+
+Name = Literal["auto", "fp32", "bf16"]
+WORTH_IT = 1.3  # bf16 costs casts and digits: it must multiply at least this much faster
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format on a device: `with precision.autocast(): ...` runs the products in it."""
+
+    name: Literal["fp32", "bf16"]
+    device_type: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which a forward pass runs."""
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=torch.bfloat16)
+
+
+def choose(name: str, device: str | torch.device) -> Precision:
+    """Return the precision of that name; "auto" is whichever multiplies matrices faster on this very machine.
+
+    Raises: ConfigError for another name.
+    """
+    device_type = torch.device(device).type
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"train.precision = {name!r}; allowed: auto, fp32, bf16")
+    if name == "auto":
+        name = "bf16" if bf16_speedup(device_type) > WORTH_IT else "fp32"
+    return Precision("bf16" if name == "bf16" else "fp32", device_type)
+
+
+@functools.cache
+def bf16_speedup(device_type: str) -> float:
+    """Return how many times faster a bf16 matrix product is than an fp32 one here, measured once a process (a few milliseconds)."""
+    if device_type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return 0.0
+    size = 512 if device_type == "cpu" else 2048
+    seconds = {dtype: _product_seconds(device_type, dtype, size) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _product_seconds(device_type: str, dtype: torch.dtype, size: int) -> float:
+    # seeded by hand: a run's random numbers must not depend on whether its precision was measured
+    left = torch.linspace(-1, 1, size * size, device=device_type).view(size, size).to(dtype)
+    best = float("inf")
+    for attempt in range(6):  # the first one makes the kernel
+        start = time.perf_counter()
+        left @ left
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+        if attempt:
+            best = min(best, time.perf_counter() - start)
+        if best > 0.2:  # emulated, a hundred times slower: seen enough
+            break
+    return best
