@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import RunError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -40,4 +42,33 @@ class PackedBatch:
             labels=self.labels.to(device, non_blocking=True),
             documents=self.documents,
             num_tokens=self.num_tokens,
+        )
+
+    def split(self) -> tuple[PackedBatch, PackedBatch]:
+        """Return the batch as two of about half the tokens, cut between segments, the padding left out.
+
+        Raises: RunError where there is one segment only: that cannot be made smaller.
+        """
+        real = int((self.documents >= 0).sum())
+        if real < 2:
+            raise RunError(
+                f"a batch of one segment of {self.num_tokens} tokens cannot be split further; lower max_length, or choose a smaller model"
+            )
+        bounds = self.cu_seqlens.tolist()
+        middle = min(range(1, real), key=lambda number: abs(2 * bounds[number] - bounds[real]))
+        return self._part(0, middle), self._part(middle, real)
+
+    def _part(self, first: int, last: int) -> PackedBatch:
+        low, high = int(self.cu_seqlens[first]), int(self.cu_seqlens[last])
+        inside = (self.label_positions >= low) & (self.label_positions < high)
+        bounds = self.cu_seqlens[first : last + 1] - low
+        return PackedBatch(
+            input_ids=self.input_ids[:, low:high],
+            position_ids=self.position_ids[:, low:high],
+            cu_seqlens=bounds,
+            max_seqlen=int(bounds.diff().max()),
+            label_positions=self.label_positions[inside] - low,
+            labels=self.labels[inside],
+            documents=self.documents[first:last],
+            num_tokens=high - low,
         )

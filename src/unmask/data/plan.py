@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..rng import rng
 
 POOL = 1024  # windows that are packed together, about; a larger pool wastes less and takes longer
+FEW = 20  # windows: packs that hold fewer are filled by best fit
 TRIES = 3  # orders that an epoch tries before it falls back on the first epoch's packs
 
 
@@ -57,7 +58,8 @@ def pack(sizes: np.ndarray, order: np.ndarray, room: int) -> Packs:
     """Return packs of at most `room` tokens that hold each window of `order` once.
 
     Windows are taken in order, in pools that fill a number of packs; in a pool the longest comes first and goes into the emptiest pack,
-    so that every pack gets long and short ones. What no pack of its pool has room for goes into a later pool, with the rest at the end.
+    so that every pack gets long and short ones (where a pack holds few, into the fullest that has room: that wastes less).
+    What no pack of its pool has room for goes into a later pool, with the rest at the end.
     """
     packed: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
@@ -75,7 +77,7 @@ def pack(sizes: np.ndarray, order: np.ndarray, room: int) -> Packs:
         else:
             last = int(np.searchsorted(pool, whole))
             fill, left = rest[:last], rest[last:]
-        where = _level(sizes[fill], pool[: len(fill)], max(whole, 1), each, room)
+        where = _fill(sizes[fill], pool[: len(fill)], max(whole, 1), each, room, few=mean * FEW > room)
         placed = where >= 0
         packed.append(fill[placed])
         numbers.append(where[placed] + total)
@@ -89,24 +91,26 @@ def pack(sizes: np.ndarray, order: np.ndarray, room: int) -> Packs:
     return Packs(np.concatenate(packed)[by_pack], np.concatenate([[0], np.cumsum(counts[counts > 0])]))
 
 
-def _level(sizes: np.ndarray, pool: np.ndarray, pools: int, each: int, room: int) -> np.ndarray:
+def _fill(sizes: np.ndarray, pool: np.ndarray, pools: int, each: int, room: int, few: bool) -> np.ndarray:
     """Return for each window the pack it goes into, -1 where none has room; all pools take a step together, the longest window first."""
     by_size = np.argsort(pool * (room + 1) + (room - sizes), kind="stable")
     first = np.searchsorted(pool[by_size], np.arange(pools + 1))
     free = np.full((pools, each), room, dtype=np.int32)
-    flat = free.ravel()
     where = np.full(len(sizes), -1, dtype=np.int64)
     counts = np.diff(first)
+    flat = free.ravel()
     longest_first = np.argsort(-counts, kind="stable")  # the pools that still have windows are then a prefix
     sorted_counts = -counts[longest_first]
-    free = free[longest_first]
-    flat = free.ravel()
     base = np.arange(pools) * each
     for step in range(int(counts.max(initial=0))):
         active = int(np.searchsorted(sorted_counts, -step))
         window = by_size[first[:-1][longest_first[:active]] + step]
-        slot = base[:active] + free[:active].argmax(axis=1)
         size = sizes[window]
+        if few:
+            now = free[:active]
+            slot = base[:active] + np.where(now >= size[:, None], now, room + 1).argmin(axis=1)
+        else:
+            slot = base[:active] + free[:active].argmax(axis=1)
         fits = flat[slot] >= size
         slot, window = slot[fits], window[fits]
         flat[slot] -= size[fits].astype(np.int32)
@@ -140,7 +144,7 @@ class Plan:
         self._cache: dict[int, Packs] = {}
         self._reference = self._attempt(0, 0)
         # a little more than the first epoch needs, where there are many: another order may need one more
-        self.num_packs = min(len(self._reference) + len(self._reference) // 500, len(self.windows))
+        self.num_packs = min(len(self._reference) + len(self._reference) // 1000, len(self.windows))
         self.steps_per_epoch = -(-self.num_packs // self.packs_a_step)
 
     def _attempt(self, epoch: int, attempt: int) -> Packs:

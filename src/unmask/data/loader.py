@@ -1,0 +1,264 @@
+"""Batches by number: `loader.batch(step)` is a pure function of (seed, step), so that a resumed run needs no state of its data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..errors import ConfigError, TokenizerError
+from .masking import BLOCK, REACH, MaskingConfig, Vocabulary, mask_tokens, num_blocks
+from .plan import Plan, cut, pack
+from .prefetch import Prefetch, prefetch
+from .store import TokenStore
+
+if TYPE_CHECKING:
+    from .batch import PackedBatch
+
+__all__ = ["Loader", "Packer", "Prefetch", "frozen_batches", "masks_fingerprint", "prefetch"]
+
+Epoch = int | tuple[int | str, ...]
+
+
+class SpecialIds(Protocol):
+    """The ids of a tokenizer's special tokens, as `tokenizer.special_ids` gives them."""
+
+    @property
+    def mask(self) -> int: ...
+    @property
+    def pad(self) -> int: ...
+    @property
+    def cls(self) -> int: ...
+    @property
+    def sep(self) -> int: ...
+    @property
+    def all(self) -> tuple[int, ...]: ...
+
+
+class Packer:
+    """Make packed batches of windows of a store's documents: [CLS] content [SEP], masked, padded to `micro_tokens`."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        specials: SpecialIds,
+        masking: MaskingConfig,
+        *,
+        vocab_size: int,
+        seed: int,
+        max_length: int,
+        micro_tokens: int,
+        position_offset: int = 0,
+    ) -> None:
+        if specials.mask is None:
+            raise TokenizerError("the tokenizer has no mask token; masked language modelling needs one: train a tokenizer with unmask tokenizer")
+        if store.vocab_size > vocab_size:
+            raise TokenizerError(
+                f"the packed corpus '{store.folder}' has ids of a vocabulary of {store.vocab_size}, the model's vocabulary has {vocab_size}; "
+                "use a model with as many or more, or pack the text again with the model's tokenizer"
+            )
+        self.store, self.specials, self.masking, self.seed = store, specials, masking, seed
+        self.max_length, self.micro_tokens, self.position_offset = max_length, micro_tokens, position_offset
+        # random replacements come from what the tokenizer knows, not from rows that pad the embedding matrix
+        special = {number for number in (*specials.all, specials.mask, specials.pad, specials.cls, specials.sep) if number is not None}
+        self.vocabulary = Vocabulary(int(specials.mask), tuple(sorted(special)), store.vocab_size)
+        self.before = np.array([number for number in (specials.cls,) if number is not None], dtype=np.int64)
+        self.after = np.array([number for number in (specials.sep,) if number is not None], dtype=np.int64)
+
+    @property
+    def num_special(self) -> int:
+        """How many special tokens a window has."""
+        return len(self.before) + len(self.after)
+
+    def arrays(
+        self, document: np.ndarray, start: np.ndarray, stop: np.ndarray, *, epoch: Epoch, probability: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return original ids, corrupted ids and which are selected, of the windows laid end to end, without special tokens.
+
+        A window's masks are made with all of the document around it (of a long one, with the blocks that it touches).
+        """
+        piece_document, piece_start, piece_stop, first_piece = self._pieces(document, start, stop)
+        ids, words = self.store.gather(piece_document, piece_start, piece_stop)
+        bounds = np.concatenate([[0], np.cumsum(piece_stop - piece_start)])
+        corrupted, selected = mask_tokens(
+            ids, words, bounds, piece_document, piece_start,
+            config=self.masking, vocabulary=self.vocabulary, seed=self.seed, epoch=epoch, probability=probability,
+        )  # fmt: skip
+        counts = stop - start
+        if int(bounds[-1]) == int(counts.sum()):  # every window is the whole of its document
+            return ids.astype(np.int64), corrupted, selected
+        source = np.repeat(bounds[first_piece] + start - piece_start[first_piece] - (np.cumsum(counts) - counts), counts)
+        source += np.arange(len(source))
+        return ids[source].astype(np.int64), corrupted[source], selected[source]
+
+    def _pieces(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the blocks that windows touch, (document, start, stop), and the first block of each window."""
+        length = self.store.lengths[document]
+        if int(length.max(initial=0)) < 2 * BLOCK:  # documents of one block each
+            return document, np.zeros_like(length), length, np.arange(len(document))
+        blocks = num_blocks(length)
+        first = np.minimum(np.maximum(start - REACH + 1, 0) // BLOCK, blocks - 1)
+        last = np.minimum(-(-stop // BLOCK), blocks)
+        counts = last - first
+        first_piece = np.cumsum(counts) - counts
+        window = np.repeat(np.arange(len(document)), counts)
+        block = first[window] + np.arange(len(window)) - first_piece[window]
+        return document[window], self._edges(document[window], block), self._edges(document[window], block + 1), first_piece
+
+    def _edges(self, document: np.ndarray, block: np.ndarray) -> np.ndarray:
+        """Return where blocks begin: see masking.block_edges, which says it for one document."""
+        length = self.store.lengths[document]
+        edges = np.where(block == 0, 0, length)
+        inner = np.flatnonzero((block > 0) & (block < num_blocks(length)))
+        if len(inner):
+            marks = block[inner] * BLOCK
+            _, words = self.store.gather(document[inner], marks, marks + REACH)
+            edges[inner] = marks + words.reshape(-1, REACH).argmax(axis=1)
+        return edges
+
+    def batch(
+        self, document: np.ndarray, start: np.ndarray, stop: np.ndarray, *, epoch: Epoch, probability: float | None = None
+    ) -> PackedBatch:
+        """Return one packed batch of windows, padded to `micro_tokens`."""
+        import torch
+
+        from .batch import PackedBatch
+
+        original, corrupted, selected = self.arrays(document, start, stop, epoch=epoch, probability=probability)
+        content = stop - start
+        sizes = content + self.num_special
+        used = int(sizes.sum())
+        room = self.micro_tokens - used
+        if room < 0:
+            raise ConfigError(f"{used} tokens do not fit into micro_tokens = {self.micro_tokens}")
+        # the padding is one segment, unless that were longer than a window may be (and than the model has positions)
+        padding = np.full(-(-room // self.max_length), self.max_length, dtype=np.int64)
+        padding[-1:] = room - self.max_length * (len(padding) - 1)
+        bounds = np.concatenate([[0], np.cumsum(np.concatenate([sizes, padding]))])
+        begins = bounds[: len(sizes)]
+        shift = np.repeat(begins + len(self.before) - (np.cumsum(content) - content), content)
+        places = np.arange(len(shift)) + shift
+        ids = np.full(self.micro_tokens, self.specials.pad, dtype=np.int64)
+        ids[begins[:, None] + np.arange(len(self.before))] = self.before
+        ids[(begins + sizes)[:, None] - len(self.after) + np.arange(len(self.after))] = self.after
+        ids[places] = corrupted
+        positions = np.arange(self.micro_tokens) - np.repeat(bounds[:-1] - self.position_offset, np.diff(bounds))
+        return PackedBatch(
+            input_ids=torch.from_numpy(ids)[None],
+            position_ids=torch.from_numpy(positions)[None],
+            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+            max_seqlen=int(np.diff(bounds).max()),
+            label_positions=torch.from_numpy(places[selected]),
+            labels=torch.from_numpy(original[selected]),
+            documents=torch.from_numpy(np.concatenate([document, np.full(len(padding), -1)])),
+            num_tokens=used,
+        )
+
+
+class Loader:
+    """The batches of a training run: every token of the store once an epoch, in an order and with masks that follow from the seed.
+
+    Units: `batch_tokens` tokens a step over all micro-batches, each a PackedBatch of `micro_tokens` tokens, special tokens among them.
+    Raises: ConfigError where the token counts do not fit one another; TokenizerError where the vocabulary does not fit the store.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        specials: SpecialIds,
+        masking: MaskingConfig,
+        *,
+        vocab_size: int,
+        seed: int,
+        max_length: int,
+        micro_tokens: int,
+        batch_tokens: int,
+        position_offset: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.packer = Packer(
+            store, specials, masking,
+            vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens, position_offset=position_offset,
+        )  # fmt: skip
+        self.plan = Plan(
+            store.lengths, seed=seed, max_length=max_length, num_special=self.packer.num_special,
+            micro_tokens=micro_tokens, batch_tokens=batch_tokens, shuffle=shuffle,
+        )  # fmt: skip
+        self.masking = masking
+
+    def batch(self, step: int, probability: float | None = None) -> list[PackedBatch]:
+        """Return the micro-batches of a step (counted from 0 over the whole run); `probability` is the mask rate of a schedule."""
+        epoch, packs = self.plan.packs(step)
+        windows = self.plan.windows
+        return [
+            self.packer.batch(windows.document[pack], windows.start[pack], windows.stop[pack], epoch=epoch, probability=probability)
+            for pack in packs
+        ]
+
+    def steps_per_epoch(self, epoch: int = 0) -> int:
+        """Return how many steps an epoch has: the same for every epoch."""
+        return self.plan.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch (from 0) that a step belongs to."""
+        return step // self.plan.steps_per_epoch
+
+    def num_tokens_of(self, step: int) -> int:
+        """Return how many real tokens, special ones among them, a step has."""
+        return int(sum(self.plan.sizes[pack].sum() for pack in self.plan.packs(step)[1]))
+
+
+def frozen_batches(
+    store: TokenStore,
+    specials: SpecialIds,
+    masking: MaskingConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    max_length: int,
+    micro_tokens: int,
+    position_offset: int = 0,
+    view: int = 0,
+    max_documents: int | None = None,
+) -> Iterator[PackedBatch]:
+    """Return batches of the whole store (or its first documents) with masks that are the same at every call; `view` names another draw."""
+    packer = Packer(
+        store, specials, masking,
+        vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens, position_offset=position_offset,
+    )  # fmt: skip
+    windows = cut(store.lengths[:max_documents], max_length - packer.num_special)
+    packs = pack(windows.stop - windows.start + packer.num_special, np.arange(len(windows)), micro_tokens)
+    for number in range(len(packs)):
+        chosen = packs[number]
+        yield packer.batch(windows.document[chosen], windows.start[chosen], windows.stop[chosen], epoch=("eval", view))
+
+
+def masks_fingerprint(
+    store: TokenStore,
+    specials: SpecialIds,
+    masking: MaskingConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    view: int = 0,
+    max_documents: int | None = None,
+) -> str:
+    """Return 16 hex digits that stand for the frozen masks: the documents' names, their tokens, which are hidden, and behind what.
+
+    It does not depend on the window length or the batch size, which do not change the masks.
+    """
+    packer = Packer(store, specials, masking, vocab_size=vocab_size, seed=seed, max_length=2**31, micro_tokens=2**31)
+    digest = hashlib.sha256()
+    count = len(store) if max_documents is None else min(max_documents, len(store))
+    filled = np.flatnonzero(store.lengths[:count])
+    ends = np.cumsum(store.lengths[filled])
+    for group in np.split(filled, np.flatnonzero(np.diff(ends // 2**20)) + 1):
+        if len(group):
+            lengths = store.lengths[group]
+            arrays = packer.arrays(group, np.zeros_like(lengths), lengths, epoch=("eval", view), probability=None)
+            names = "\n".join(store.document_id(int(document)) for document in group)
+            for part in (names.encode(), lengths.astype("<i8"), arrays[0].astype("<i8"), arrays[1].astype("<i8"), np.packbits(arrays[2])):
+                digest.update(part if isinstance(part, bytes) else part.tobytes())
+    return digest.hexdigest()[:16]
