@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from . import tail
+from . import rotary, tail
 
 PACKED = "unmask_packed"
 LONG = 1024  # beyond this length the scores of a segment are no longer held whole
@@ -239,6 +239,7 @@ def enable_packing(model: PreTrainedModel) -> bool:
     if possible:
         model.set_attn_implementation(PACKED)
         tail.install(model)
+        rotary.install(model)
     return possible
 
 
