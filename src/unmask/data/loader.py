@@ -53,7 +53,9 @@ class Packer:
         position_offset: int = 0,
     ) -> None:
         if specials.mask is None:
-            raise TokenizerError("the tokenizer has no mask token; masked language modelling needs one: train a tokenizer with unmask tokenizer")
+            raise TokenizerError(
+                "the tokenizer has no mask token; masked language modelling needs one: train a tokenizer with unmask tokenizer"
+            )
         if store.vocab_size > vocab_size:
             raise TokenizerError(
                 f"the packed corpus '{store.folder}' has ids of a vocabulary of {store.vocab_size}, the model's vocabulary has {vocab_size}; "

@@ -45,7 +45,9 @@ class MaskingConfig:
         for name in ("mlm_probability", "mlm_probability_end"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:
-                raise ConfigError(f"masking.{name} = {value!r} is not a share of the tokens; allowed: above 0, at most 1 (0.15 and 0.3 are usual)")
+                raise ConfigError(
+                    f"masking.{name} = {value!r} is not a share of the tokens; allowed: above 0, at most 1 (0.15 and 0.3 are usual)"
+                )
         for name in ("mask_replace_prob", "random_replace_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"masking.{name} = {getattr(self, name)!r} is not a probability; allowed: 0 to 1")

@@ -126,12 +126,24 @@ class Plan:
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, seed: int, max_length: int, num_special: int, micro_tokens: int, batch_tokens: int, shuffle: bool = True
+        self,
+        lengths: np.ndarray,
+        *,
+        seed: int,
+        max_length: int,
+        num_special: int,
+        micro_tokens: int,
+        batch_tokens: int,
+        shuffle: bool = True,
     ) -> None:
         if max_length <= num_special:
-            raise ConfigError(f"max_length = {max_length} leaves no room beside {num_special} special tokens; allowed: {num_special + 1} or more")
+            raise ConfigError(
+                f"max_length = {max_length} leaves no room beside {num_special} special tokens; allowed: {num_special + 1} or more"
+            )
         if micro_tokens < max_length:
-            raise ConfigError(f"micro_tokens = {micro_tokens} is less than max_length = {max_length}; a window must fit into a pack: raise it")
+            raise ConfigError(
+                f"micro_tokens = {micro_tokens} is less than max_length = {max_length}; a window must fit into a pack: raise it"
+            )
         if batch_tokens < micro_tokens or batch_tokens % micro_tokens:
             near = max(1, round(batch_tokens / micro_tokens)) * micro_tokens
             raise ConfigError(f"batch_tokens = {batch_tokens} is not a multiple of micro_tokens = {micro_tokens}; the nearest is {near}")

@@ -8,234 +8,20 @@ file format) is the one that `datasets.Dataset.from_file` opens; polars reads it
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
+from .store_writer import FORMAT, MARKER, VERSION, StoreWriter, checksum
 
-MARKER = "store.json"
-FORMAT, VERSION = "unmask-token-store", 1
-SHARD_BYTES = 256 * 2**20
-BATCH_TOKENS = 2**20  # tokens a record batch: what the writer holds in memory, and what one message of a shard holds
+__all__ = ["StoreWriter", "TokenStore"]
+
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # how an Arrow stream ends
-
-
-class _Sink:
-    """A file that is hashed while it is written."""
-
-    closed = False
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.size, self.hash = path, 0, hashlib.sha256()
-        self.file = open(path, "wb")  # noqa: SIM115  (closed by close)
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self.hash.update(view)
-        self.size += view.nbytes
-        return self.file.write(view)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        if not self.closed:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.closed = True
-
-
-class StoreWriter:
-    """Write a TokenStore in constant memory; the store exists once `close` has returned.
-
-    Raises: StoreError where the folder holds a finished store already, or a token id is outside the vocabulary.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        tokenizer_hash: str,
-        vocab_size: int,
-        shard_bytes: int = SHARD_BYTES,
-        batch_tokens: int = BATCH_TOKENS,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        self.folder = Path(folder)
-        if (self.folder / MARKER).exists():
-            raise StoreError(f"'{self.folder}' holds a packed corpus already; choose another folder, or remove it")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob("shard-*.arrow"):  # of a writer that was killed
-            left.unlink()
-        self.tokenizer_hash, self.vocab_size = tokenizer_hash, int(vocab_size)
-        self.shard_bytes, self.batch_tokens, self.extra = shard_bytes, batch_tokens, dict(metadata or {})
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        header = {"format": FORMAT, "version": str(VERSION), "tokenizer_hash": tokenizer_hash, "vocab_size": str(vocab_size)}
-        self.schema = pa.schema(
-            [
-                ("id", pa.string()),
-                ("input_ids", pa.list_(pa.from_numpy_dtype(self.dtype))),
-                ("word_start", pa.list_(pa.bool_())),
-                ("num_bytes", pa.int64()),
-            ],
-            metadata=header,
-        )
-        self._sink: _Sink | None = None
-        self._stream: pa.RecordBatchStreamWriter | None = None
-        self._shards: list[dict[str, Any]] = []
-        self._documents = self._tokens = self._bytes = self._longest = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[str], np.ndarray]] = []
-        self._held = self._rows = 0
-
-    def add(
-        self, ids: Sequence[Sequence[int]], word_start: Sequence[Any], document_ids: Sequence[str], num_bytes: Sequence[int]
-    ) -> None:
-        """Append documents: for each its token ids, whether each token begins a word, its name, and its text's length in UTF-8 bytes."""
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        total = int(lengths.sum())
-        if len(word_start) and isinstance(word_start[0], np.ndarray):
-            starts = np.concatenate(list(word_start))
-        else:
-            starts = np.fromiter(itertools.chain.from_iterable(word_start), bool)
-        if len(ids) and isinstance(ids[0], np.ndarray):
-            flat = np.concatenate(list(ids))
-        else:
-            try:
-                flat = np.fromiter(itertools.chain.from_iterable(ids), self.dtype, total)
-            except OverflowError:  # an id that the type cannot hold: add_flat says which
-                flat = np.fromiter(itertools.chain.from_iterable(ids), np.int64, total)
-        self.add_flat(flat, starts, lengths, document_ids, np.asarray(num_bytes, dtype=np.int64))
-
-    def add_flat(
-        self, ids: np.ndarray, word_start: np.ndarray, lengths: np.ndarray, document_ids: Sequence[str], num_bytes: np.ndarray
-    ) -> None:
-        """Append documents laid end to end, cut by `lengths`."""
-        if not len(ids) == len(word_start) == int(lengths.sum()) or not len(lengths) == len(document_ids) == len(num_bytes):
-            raise StoreError(
-                f"documents that do not add up: {len(ids)} tokens, {len(word_start)} word starts, lengths that sum to {int(lengths.sum())}; "
-                f"{len(lengths)} lengths, {len(document_ids)} ids, {len(num_bytes)} byte counts"
-            )
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-            wrong = int(ids.max()) if int(ids.max()) >= self.vocab_size else int(ids.min())
-            raise StoreError(f"token id {wrong} is outside the vocabulary of {self.vocab_size}; pack with the tokenizer that made the ids")
-        ids, word_start = ids.astype(self.dtype, copy=False), np.asarray(word_start, dtype=bool)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        first = 0
-        while first < len(lengths):  # as many documents as the record batch in hand has room for, one at least
-            last = int(np.searchsorted(bounds, bounds[first] + self.batch_tokens - self._held, side="right")) - 1
-            last = min(max(last, first + 1), len(lengths), first + 2**16)
-            low, high = bounds[first], bounds[last]
-            part = (ids[low:high], word_start[low:high], lengths[first:last], document_ids[first:last], num_bytes[first:last])
-            self._parts.append(part)
-            self._held += int(high - low)
-            self._rows += last - first
-            if self._held >= self.batch_tokens or self._rows >= 2**16 or last < len(lengths):
-                self._flush()
-            first = last
-
-    def _flush(self) -> None:
-        if not self._parts:
-            return
-        ids, word_start, lengths, _, num_bytes = (np.concatenate([part[i] for part in self._parts]) if i != 3 else None for i in range(5))
-        assert ids is not None and word_start is not None and lengths is not None and num_bytes is not None
-        names = list(itertools.chain.from_iterable(part[3] for part in self._parts))
-        self._clear()
-        if len(ids) >= 2**31:
-            raise StoreError(f"document '{names[0]}' has {len(ids)} tokens; a document may have at most {2**31 - 1}: cut it")
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        columns = [
-            pa.array(names, pa.string()),
-            pa.ListArray.from_arrays(offsets, pa.array(ids)),
-            pa.ListArray.from_arrays(offsets, pa.array(word_start)),
-            pa.array(num_bytes, pa.int64()),
-        ]
-        if self._sink is None:
-            path = self.folder / f"shard-{len(self._shards):05d}.arrow"
-            self._sink = _Sink(path)
-            self._stream = pa.ipc.new_stream(self._sink, self.schema)
-            self._shards.append({"name": path.name, "documents": 0, "tokens": 0})
-        assert self._stream is not None
-        self._stream.write_batch(pa.record_batch(columns, schema=self.schema))
-        self._shards[-1]["documents"] += len(lengths)
-        self._shards[-1]["tokens"] += len(ids)
-        self._documents += len(lengths)
-        self._tokens += len(ids)
-        self._bytes += int(num_bytes.sum())
-        self._longest = max(self._longest, int(lengths.max()))
-        if self._sink.size >= self.shard_bytes:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        if self._sink is not None and self._stream is not None:
-            self._stream.close()
-            self._sink.close()
-            self._shards[-1] |= {"size": self._sink.size, "sha256": self._sink.hash.hexdigest()}
-            self._sink = self._stream = None
-
-    def close(self) -> None:
-        """Write what is left, then `store.json`: from then on the store can be opened."""
-        if (self.folder / MARKER).exists():
-            return
-        self._flush()
-        self._end_shard()
-        record = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tokenizer_hash": self.tokenizer_hash,
-            "vocab_size": self.vocab_size,
-            "dtype": self.dtype.name,
-            "num_documents": self._documents,
-            "num_tokens": self._tokens,
-            "num_bytes": self._bytes,
-            "longest_document": self._longest,
-            "shards": self._shards,
-            **self.extra,
-        }
-        record["checksum"] = _checksum(record)
-        partial = self.folder / f"{MARKER}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / MARKER)
-
-    def abort(self) -> None:
-        """Remove what was written."""
-        if self._sink is not None:
-            self._sink.file.close()
-            self._sink.closed = True
-            with contextlib.suppress(Exception):
-                self._stream.close()  # type: ignore[union-attr]
-        for shard in self._shards:
-            (self.folder / shard["name"]).unlink(missing_ok=True)
-        self._clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    plain = {key: value for key, value in record.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 class TokenStore:
@@ -244,7 +30,7 @@ class TokenStore:
     Shapes: `lengths` (documents,) int64, content tokens of each document, no special tokens among them.
     """
 
-    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, metadata: dict[str, Any], *, verify: bool = False) -> None:
         self.folder, self.metadata = folder, metadata
         self.dtype = np.dtype(metadata["dtype"])
         self._ids: list[np.ndarray] = []  # each shard's bytes, seen as token ids
@@ -253,7 +39,7 @@ class TokenStore:
         places: list[tuple[int, int, int]] = []  # of a record batch: shard, first token id in its view, first bit in its bytes
         lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
         for number, shard in enumerate(metadata["shards"]):
-            for batch, place, counts in self._map(number, shard):
+            for batch, place, counts in self._map(number, shard, verify):
                 self._batches.append(batch)
                 places.append(place)
                 lengths.append(counts)
@@ -267,7 +53,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path, *, tokenizer_hash: str | None = None, verify: bool = False) -> TokenStore:
-        """Return the store in `folder`; sizes, ends and counts are checked, and with `verify` every byte and every id.
+        """Return the store in `folder`; sizes, ends and counts are checked, and with `verify` every byte.
 
         Raises: StoreError where it is missing, not finished, damaged, or was built with another tokenizer than `tokenizer_hash`.
         """
@@ -281,29 +67,28 @@ class TokenStore:
             raise StoreError(f"there is no packed corpus in '{folder}' (no {MARKER}); {hint}")
         try:
             metadata = json.loads(marker.read_text(encoding="utf-8"))
-            sound = metadata["checksum"] == _checksum(metadata)
+            sound = metadata["checksum"] == checksum(metadata)
         except (ValueError, KeyError, TypeError) as error:
             raise cls._damaged(marker, f"not the record that was written ({error})") from None
         if not sound:
             raise cls._damaged(marker, "its checksum does not agree with its content")
         if metadata["format"] != FORMAT or metadata["version"] != VERSION:
-            raise StoreError(f"'{marker}' has format {metadata['format']} version {metadata['version']}; this Unmask reads {FORMAT} {VERSION}")
+            raise StoreError(
+                f"'{marker}' has format {metadata['format']} version {metadata['version']}; this Unmask reads {FORMAT} {VERSION}"
+            )
         built = metadata["tokenizer_hash"]
         if tokenizer_hash is not None and tokenizer_hash != built:
             raise StoreError(
                 f"the packed corpus '{folder}' was built with the tokenizer {built}, not with {tokenizer_hash}; pack the text again "
                 f"with this tokenizer, or use the one that the corpus was packed with (saved in '{folder.parent / 'tokenizer'}' by unmask pack)"
             )
-        store = cls(folder, metadata)
-        if verify:
-            store.verify()
-        return store
+        return cls(folder, metadata, verify=verify)
 
     @staticmethod
     def _damaged(path: Path, how: str) -> StoreError:
         return StoreError(f"'{path}' is damaged: {how}; pack the text again, or copy the folder again from where it is whole")
 
-    def _map(self, number: int, shard: dict[str, Any]) -> list[tuple[pa.RecordBatch, tuple[int, int, int], np.ndarray]]:
+    def _map(self, number: int, shard: dict[str, Any], verify: bool) -> list[tuple[pa.RecordBatch, tuple[int, int, int], np.ndarray]]:
         path = self.folder / shard["name"]
         try:
             size = path.stat().st_size
@@ -316,7 +101,10 @@ class TokenStore:
             data = pa.memory_map(str(path)).read_buffer()
             if data[-len(_END) :].to_pybytes() != _END:
                 raise self._damaged(path, "its end is not the end of an Arrow stream")
+            if verify and hashlib.sha256(data).hexdigest() != shard["sha256"]:
+                raise self._damaged(path, f"its bytes are not those that were written (SHA-256 {shard['sha256'][:16]}... in {MARKER})")
             for batch in pa.ipc.open_stream(data):
+                batch.validate()  # the shape only, not the content
                 ids, words = batch.column("input_ids"), batch.column("word_start")
                 if ids.values.type != pa.from_numpy_dtype(self.dtype):
                     raise self._damaged(path, f"its ids are {ids.values.type}, {MARKER} says {self.dtype}")
@@ -325,19 +113,14 @@ class TokenStore:
                 if offsets[0] != 0 or counts.min() < 0 or not offsets[-1] == len(ids.values) == len(words.values):
                     raise self._damaged(path, "its document offsets do not agree with its tokens")
                 place = [(column.values.buffers()[1].address - data.address) if len(column.values) else 0 for column in (ids, words)]
+                if not all(0 <= offset < size for offset in place) or place[0] % self.dtype.itemsize:
+                    raise self._damaged(path, "its tokens do not lie in it as they are (a store must not be compressed)")
                 result.append((batch, (number, place[0] // self.dtype.itemsize, place[1] * 8), counts))
-        except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
+        except (pa.ArrowException, OSError, KeyError, AttributeError, SystemError) as error:  # pyarrow raises all of these
             raise self._damaged(path, str(error)) from None
         self._ids.append(np.frombuffer(data, self.dtype, count=size // self.dtype.itemsize))
         self._bits.append(np.frombuffer(data, np.uint8))
         return result
-
-    def verify(self) -> None:
-        """Read every byte and compare it with the checksums of `store.json`; raise StoreError where they differ."""
-        for shard, data in zip(self.metadata["shards"], self._bits, strict=True):
-            found = hashlib.sha256(data.data).hexdigest()
-            if found != shard["sha256"]:
-                raise self._damaged(self.folder / shard["name"], f"its SHA-256 is {found[:16]}..., {MARKER} says {shard['sha256'][:16]}...")
 
     def __len__(self) -> int:
         return len(self.lengths)
