@@ -40,7 +40,7 @@ def test_norms_and_biases_do_not_decay(model):
     assert not groups["muon"]
     assert all(p.ndim < 2 for p in groups["no_decay"])
     assert all(p.ndim >= 2 for p in groups["decay"])
-    (optimizer,) = build(model, OptimConfig(name="adamw", weight_decay=0.3))
+    (optimizer,) = build(model, OptimConfig(optimizer="adamw", weight_decay=0.3))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
 
 

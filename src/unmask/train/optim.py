@@ -19,7 +19,7 @@ Schedule = Literal["linear", "cosine", "wsd", "constant"]
 class OptimConfig:
     """How the weights follow the gradient."""
 
-    name: Literal["muon", "adamw"] = "muon"  # muon: Muon for the hidden matrices and AdamW for the rest; adamw: AdamW for all
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: Muon for the hidden matrices and AdamW for the rest; adamw: AdamW for all
     learning_rate: float = 3e-3  # of AdamW, at its highest
     muon_learning_rate: float = 1e-2  # of Muon, at its highest
     weight_decay: float = 0.01  # of both; norms and biases have none
@@ -78,7 +78,7 @@ def build(model: nn.Module, config: OptimConfig, *, fp32: bool = False) -> list[
     Every group carries `initial_lr`, the highest rate, which the loop multiplies by the schedule. `fp32` runs Muon's products
     in fp32, for machines where bf16 is slow.
     """
-    groups = group_parameters(model, muon=config.name == "muon")
+    groups = group_parameters(model, muon=config.optimizer == "muon")
     optimizers: list[torch.optim.Optimizer] = []
     if groups["muon"]:
         kind = Fp32Muon if fp32 else torch.optim.Muon
