@@ -93,10 +93,10 @@ def _load_file(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        if path.suffix == ".txt":
-            return _load_vocab_txt(path)
         if path.name == "merges.txt" or (path.suffix == ".json" and path.name.endswith("vocab.json")):
             return _load_vocab_json(path.with_name(path.name.replace("merges.txt", "vocab.json")))
+        if path.suffix == ".txt":
+            return _load_vocab_txt(path)
         backend = Tokenizer.from_file(str(path))
     except TokenizerError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -28,6 +29,7 @@ _ROLES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 _PIECE = 1_000_000  # characters handed to a trainer at a time: a line of 50 MB is cut
+_ENDLESS = re.compile(r"(\S{500})(?=\S)")
 
 
 def train_tokenizer(
@@ -150,7 +152,7 @@ def _to_wordpiece(bpe: Tokenizer, names: list[str], characters: Counter[str], vo
     learnt = sorted(bpe.get_vocab().items(), key=lambda item: item[1])[len(names) :]
     single = [token for token, _ in learnt if len(token) == 1 and token in alphabet]
     tokens = dict.fromkeys([*names, *single, *(f"##{token}" for token in single)])
-    full = len(tokens) if len(tokens) > vocab_size else vocab_size
+    full = max(vocab_size, len(tokens))
     for token, _ in learnt:
         if len(tokens) >= full:
             break
@@ -173,7 +175,8 @@ def _pieces(texts: Iterable[str], characters: Counter[str]) -> Iterator[str]:
             if stop < len(text):
                 space = text.rfind(" ", start + _PIECE // 2, stop)
                 stop = space if space > 0 else stop
-            if piece := text[start:stop].strip():
+            # the trainers are quadratic in the length of a word, and files hold words of a megabyte (base64, say)
+            if piece := _ENDLESS.sub(r"\1 ", text[start:stop]).strip():
                 characters.update(piece)
                 yield piece
             start = stop
