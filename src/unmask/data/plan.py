@@ -6,6 +6,7 @@ under a second, so that nothing about the order has to be saved, only the seed.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,6 +155,7 @@ class Plan:
         self.sizes = self.windows.stop - self.windows.start + num_special
         self.packs_a_step = batch_tokens // micro_tokens
         self._cache: dict[int, Packs] = {}
+        self._lock = threading.Lock()  # a prefetching thread asks too
         self._reference = self._attempt(0, 0)
         # a little more than the first epoch needs, where there are many: another order may need one more
         self.num_packs = min(len(self._reference) + len(self._reference) // 1000, len(self.windows))
@@ -169,13 +171,13 @@ class Plan:
         """Return the packs of an epoch, in the order in which steps take them."""
         if not self.shuffle:
             epoch = 0
-        if epoch not in self._cache:
-            packs = self._make(epoch)
-            while len(self._cache) >= 2:  # a prefetching thread may stand in the next epoch already
-                self._cache.pop(next(iter(self._cache)), None)
-            self._cache[epoch] = packs
-            return packs
-        return self._cache[epoch]
+        with self._lock:
+            if epoch not in self._cache:
+                packs = self._make(epoch)
+                while len(self._cache) >= 2:  # the one in use, and the next, where a thread works ahead
+                    del self._cache[next(iter(self._cache))]
+                self._cache[epoch] = packs
+            return self._cache[epoch]
 
     def _make(self, epoch: int) -> Packs:
         for attempt in range(TRIES):
