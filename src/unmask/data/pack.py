@@ -1,0 +1,297 @@
+"""From text to a packed corpus: read, clean, drop what came before, split by content, tokenize, store; in constant memory.
+
+Two passes. The first sets the clean documents down on disk with their keys; when all keys are known, the second tokenizes those that
+stay. Nothing grows with the corpus but a byte of flags for each document, mapped from disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from ..errors import DataError, RunError, StoreError
+from .clean import content_hash, normalise, split_point
+from .encode import Encoder
+from .files import EmptyFile
+from .near import NUM_BANDS, KeyIndex, band_keys
+from .spill import Spill
+from .text import Document, read
+
+Progress = Callable[[str, int, int], None]  # stage, documents and bytes done so far
+
+BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 1000
+EXACT, NEAR, SHARED = 1, 2, 4  # the flags of a document: its text came before, one much like it did, one much like it is there
+DEDUP = ("near", "exact", "none")
+LEFT_OUT_SHOWN, SOURCES_SHOWN = 20, 100
+
+
+@dataclass
+class Counts:
+    """What happened to the documents of a corpus."""
+
+    read: int = 0
+    bytes_read: int = 0
+    empty: int = 0
+    exact: int = 0
+    near: int = 0
+    num_skipped: int = 0
+    skipped: list[str] = field(default_factory=list)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    smallest: float = 1.0  # the least split point of a document that could be held out: says which share would hold one
+    sources: Counter[str] = field(default_factory=Counter)
+
+
+def pack(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: Any,
+    held_out: float = 0.01,
+    dedup: Literal["near", "exact", "none"] = "near",
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **reading: Any,
+) -> dict[str, Any]:
+    """Pack a corpus into the folder `out` and return its report; `tokenizer` is one, or its name or folder; `reading` goes to `read`.
+
+    Near-duplicates are never on both sides of the split: with dedup="near" only the first is kept; else a document that has one is not held out.
+    A file that cannot be read ends the pack, unless `skip_bad`. The folder appears when everything is in it.
+    Raises: DataError, TokenizerError; StoreError where `out` exists and not `overwrite`; RunError when the disk is full.
+    """
+    if dedup not in DEDUP:
+        raise DataError(f"unknown dedup '{dedup}'; allowed: {', '.join(DEDUP)}")
+    if not 0 <= held_out < 1:
+        raise DataError(f"held_out = {held_out}: the share of documents to hold out is at least 0 and below 1, 0.01 for one in a hundred")
+    out = Path(out)
+    _check_out(out, overwrite)
+    counts = Counts()
+    documents = read(sources, on_skip=_skipper(counts, skip_bad), **reading)
+    encoder = Encoder.of(tokenizer)
+    partial = out.with_name(out.name + ".partial")
+    _clear_partial(partial)
+    try:
+        partial.mkdir(parents=True)
+        report = _pack(documents, partial, encoder, held_out, dedup, counts, progress or (lambda stage, num_documents, num_bytes: None))
+        _publish(partial, out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"the disk is full while packing into '{out}'; free some space (the corpus needs about twice its size meanwhile)"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise StoreError(f"'{out}' exists already; choose a new name, or pack over it with --overwrite")
+    if not (out / "report.json").exists() or not (out / "train").is_dir():
+        raise StoreError(f"'{out}' is not a packed corpus, so it is not overwritten; choose a new name, or remove it yourself")
+
+
+def _clear_partial(partial: Path) -> None:
+    """Remove what a pack that was killed has left."""
+    if partial.exists():
+        if any(partial.iterdir()) and not any((partial / name).exists() for name in ("work", "train", "report.json")):
+            raise StoreError(f"'{partial}' is in the way and was not made by unmask; move it away")
+        shutil.rmtree(partial)
+
+
+def _publish(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old)
+
+
+def _skipper(counts: Counts, skip_bad: bool) -> Callable[[DataError], None]:
+    def on_skip(error: DataError) -> None:
+        # an empty file among others in a folder is no reason to stop; one that was named is
+        if not skip_bad and not (isinstance(error, EmptyFile) and error.found):
+            raise error
+        counts.num_skipped += 1
+        if len(counts.skipped) < SOURCES_SHOWN:
+            counts.skipped.append(str(error))
+
+    return on_skip
+
+
+def _pack(
+    documents: Iterator[Document], folder: Path, encoder: Encoder, held_out: float, dedup: str, counts: Counts, progress: Progress
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    work = folder / "work"
+    work.mkdir()
+    compare = dedup == "near" or held_out > 0
+    index = KeyIndex(work / "keys", 1 + (NUM_BANDS if compare else 0))
+    spill = Spill(work / "documents")
+    _first_pass(documents, spill, index, compare, counts, progress)
+    read_seconds = time.perf_counter() - started
+    flags = _find_repeats(index, work, dedup, compare, progress)
+    find_seconds = time.perf_counter() - started - read_seconds
+    report = _second_pass(spill, flags, folder, encoder, held_out, dedup, counts, progress)
+    encode_seconds = report.pop("seconds")
+    encoder.save(folder / "tokenizer")
+    del flags
+    shutil.rmtree(work)
+    report = {
+        "documents": {
+            "read": counts.read, "kept": report["train"]["documents"] + report.get("heldout", {}).get("documents", 0),
+            "dropped_empty": counts.empty, "dropped_exact": counts.exact, "dropped_near": counts.near,
+        },
+        "bytes_read": counts.bytes_read,
+        **report,
+        "sources": dict(counts.sources.most_common()),
+        "num_skipped": counts.num_skipped, "skipped": counts.skipped,
+        "dropped_examples": counts.examples,
+        "settings": {"held_out": held_out, "dedup": dedup, "tokenizer_hash": encoder.hash, "vocab_size": encoder.vocab_size},
+        "seconds": {
+            "read_and_clean": round(read_seconds, 2), "find_duplicates": round(find_seconds, 2),
+            "tokenize_and_store": round(encode_seconds, 2), "total": round(time.perf_counter() - started, 2),
+        },
+    }  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Yield documents in lists of a bounded size, in documents and in characters."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _first_pass(documents: Iterator[Document], spill: Spill, index: KeyIndex, compare: bool, counts: Counts, progress: Progress) -> None:
+    for batch in batches(documents):
+        texts = [normalise(document.text) for document in batch]
+        counts.read += len(batch)
+        counts.bytes_read += sum(len(text.encode("utf-8")) for text in texts)
+        for document in batch:  # the first so many by name: files may be millions
+            known = document.source in counts.sources or len(counts.sources) < SOURCES_SHOWN
+            counts.sources[document.source if known else "(others)"] += 1
+        if not all(texts):
+            batch = [document for document, text in zip(batch, texts, strict=True) if text]
+            counts.empty += len(texts) - len(batch)
+            texts = [text for text in texts if text]
+        if texts:
+            spill.add(texts, batch)
+            keys = np.fromiter(map(content_hash, texts), np.uint64, len(texts))[:, None]
+            index.add(np.hstack([keys, band_keys(texts)]) if compare else keys)
+        progress("read", counts.read, counts.bytes_read)
+    spill.finish()
+    index.finish()
+    if index.num_rows == 0:
+        raise DataError(f"there is no text in the corpus: {counts.read:,} documents read, all of them empty; give files that hold text")
+
+
+def _find_repeats(index: KeyIndex, work: Path, dedup: str, compare: bool, progress: Progress) -> np.ndarray:
+    flags = np.memmap(work / "flags", dtype=np.uint8, mode="w+", shape=(index.num_rows,))
+    if dedup != "none":
+        index.mark(0, flags, again=EXACT, shared=0, without=0)
+    for column in range(1, 1 + NUM_BANDS if compare else 1):
+        index.mark(column, flags, again=NEAR, shared=SHARED, without=EXACT)
+        progress("compare", column, NUM_BANDS)
+    return flags
+
+
+def _second_pass(
+    spill: Spill, flags: np.ndarray, folder: Path, encoder: Encoder, held_out: float, dedup: str, counts: Counts, progress: Progress
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    sides = ("train", "heldout") if held_out else ("train",)
+    num_documents = num_bytes = 0
+    with contextlib.ExitStack() as stack:
+        writers = {side: stack.enter_context(encoder.writer(folder / side)) for side in sides}
+        jsonl = stack.enter_context(open(folder / "heldout.jsonl", "w", encoding="utf-8")) if held_out else None
+        for side, ids, texts, tokens in encoder.encode_all(_sides(spill, flags, held_out, dedup, counts, jsonl)):
+            sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, len(texts))
+            writers[side].add_flat(*tokens, ids, sizes)
+            encoder.count(side, tokens, sizes)
+            num_documents, num_bytes = num_documents + len(ids), num_bytes + int(sizes.sum())
+            progress("tokenize", num_documents, num_bytes)
+        totals = encoder.totals
+        for side in sides:
+            if not totals[side]["documents"]:
+                raise _too_small(side, num_documents, held_out, counts)
+    return {**{side: totals[side] for side in sides}, "seconds": time.perf_counter() - started}
+
+
+def _sides(
+    spill: Spill, flags: np.ndarray, held_out: float, dedup: str, counts: Counts, jsonl: IO[str] | None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (side, ids, texts) in batches, without the documents that are dropped; the held-out ones are written to `jsonl` too."""
+    dropping = {"near": EXACT | NEAR, "exact": EXACT, "none": 0}[dedup]
+    first = 0
+    for batch in spill:
+        texts, ids = batch.column("text").to_pylist(), batch.column("id").to_pylist()
+        found = flags[first : first + len(texts)].tolist()
+        first += len(texts)
+        chosen: dict[str, list[int]] = {"train": [], "heldout": []}
+        for row, (text, flag) in enumerate(zip(texts, found, strict=True)):
+            if flag & dropping:
+                kind = "exact" if flag & EXACT else "near"
+                counts.exact, counts.near = counts.exact + (kind == "exact"), counts.near + (kind == "near")
+                if len(counts.examples) < LEFT_OUT_SHOWN:
+                    counts.examples.append({"id": ids[row], "why": f"{kind} duplicate of an earlier document", "text": text[:120]})
+                continue
+            # where near-duplicates are kept, only a document without any can be held out
+            if not held_out or (dedup != "near" and flag & SHARED):
+                chosen["train"].append(row)
+                continue
+            point = split_point(content_hash(text))
+            counts.smallest = min(counts.smallest, point)
+            chosen["heldout" if point < held_out else "train"].append(row)
+        if jsonl is not None:
+            sources, metas = batch.column("source"), batch.column("meta")
+            for row in chosen["heldout"]:
+                meta = json.loads(metas[row].as_py() or "{}")
+                record = {"id": ids[row], "text": texts[row], "source": sources[row].as_py()}
+                jsonl.write(json.dumps({**meta, **record}, ensure_ascii=False) + "\n")
+        for side, rows in chosen.items():
+            if rows:
+                yield side, [ids[row] for row in rows], [texts[row] for row in rows]
+
+
+def _too_small(side: str, num_documents: int, held_out: float, counts: Counts) -> DataError:
+    what = f"{num_documents:,} document{'s' * (num_documents != 1)}"
+    if side == "train":
+        return DataError(
+            f"a corpus of {what} is too small to split: with held_out = {held_out:g} nothing is left to train on; lower --held-out, or give more text"
+        )
+    if counts.smallest >= 1:
+        return DataError(
+            f"none of {what} can be held out: each has a near-duplicate; drop those (--dedup near), or hold out none: --held-out 0"
+        )
+    share = math.ceil(counts.smallest * 1000 + 1e-9) / 1000
+    hint = f"hold out more (--held-out {share:g} holds out one), " if num_documents > 1 and share < 1 else ""
+    return DataError(
+        f"a corpus of {what} is too small to split: with held_out = {held_out:g} none is held out; {hint}hold out none (--held-out 0), give more text, "
+        "or split what there is into more documents (--layout line)"
+    )
