@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,13 +94,24 @@ def load(
     return config.from_dict(Recipe, data, where=str(path or "the settings"))
 
 
+def absolute(recipe: Recipe) -> Recipe:
+    """Return the recipe with the paths in it made absolute, so that a run can be resumed from anywhere."""
+
+    def full(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    sources = tuple(full(source) for source in recipe.data.sources)
+    tokenizer = None if recipe.data.tokenizer is None else full(recipe.data.tokenizer)
+    data = dataclasses.replace(recipe.data, sources=sources, tokenizer=tokenizer)
+    return dataclasses.replace(recipe, data=data, base_model=None if recipe.base_model is None else full(recipe.base_model))
+
+
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return keyword settings as a nested dict: a section's name takes a dict, a field's name (`max_minutes=5`) finds its section.
 
     Raises: ConfigError for a name that no section has.
     """
-    import dataclasses
-
     sections = {"model": ModelConfig, "data": DataConfig, "masking": MaskingConfig, "optim": OptimConfig, "train": TrainConfig}
     homes: dict[str, str] = {}
     for section, cls in sections.items():

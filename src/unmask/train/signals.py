@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any, Self
@@ -21,7 +21,8 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing this step and saving a checkpoint (Ctrl-C again: stop at once, without one)", file=sys.stderr, flush=True)
+        # written past sys.stderr, which may be in the middle of a write of its own
+        os.write(2, f"\n{name}: finishing this step and saving a checkpoint (Ctrl-C again: stop at once, without one)\n".encode())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set

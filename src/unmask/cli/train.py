@@ -1,0 +1,110 @@
+"""`unmask pretrain`, `unmask adapt`, `unmask resume`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..train.session import Run
+
+Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="Text: files, folders, globs, python-docs, or a packed corpus. May be repeated.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer: a folder, a file or a Hub id. Unset: the corpus's or the model's own; else one is trained.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")]
+Minutes = Annotated[float | None, typer.Option(help="Budget: minutes of wall-clock.")]
+Steps = Annotated[int | None, typer.Option(help="Budget: steps.")]
+Epochs = Annotated[float | None, typer.Option(help="Budget: passes over the text (3 where no budget is given).")]
+Tokens = Annotated[int | None, typer.Option(help="Budget: tokens.")]
+HeldOut = Annotated[float | None, typer.Option(help="Share of the documents that is held out to measure on; 0: none.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", "-s", help="Any field of a recipe: section.key=value. May be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def pretrain(
+    output: Output,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe (.toml); every field has a default.")] = None,
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    tokens: Tokens = None,
+    held_out: HeldOut = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Pre-train a masked language model from scratch."""
+    from ..train.run import pretrain as start
+
+    budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
+    run = start(recipe, output=output, data=data, tokenizer=tokenizer, overrides=settings or (), **budget)
+    return _end(run, as_json)
+
+
+def adapt(
+    output: Output,
+    model: Annotated[str | None, typer.Argument(help="Model to continue: a folder or a Hub id; or a recipe (.toml) that names one.")] = None,
+    data: Data = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe (.toml).")] = None,
+    tokenizer: Tokenizer = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    tokens: Tokens = None,
+    held_out: HeldOut = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Continue the pre-training of an existing model on the text of a domain."""
+    from ..train.run import adapt as start
+
+    if model is not None and model.endswith(".toml") and recipe is None:
+        model, recipe = None, Path(model)
+    budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
+    run = start(model, data, output=output, recipe=recipe, tokenizer=tokenizer, overrides=settings or (), **budget)
+    return _end(run, as_json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    minutes: Minutes = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    tokens: Tokens = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> int:
+    """Go on with an interrupted run, exactly where it stood; a new budget prolongs a finished one."""
+    from ..train.run import resume as go_on
+
+    budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens)
+    return _end(go_on(run, overrides=settings or (), **budget), as_json)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _end(run: Run, as_json: bool) -> int:
+    """Print what a run came to; return the exit code."""
+    if run.interrupted:
+        return 130
+    from ..evaluate.report import write
+
+    report = write(run.folder)
+    if as_json:
+        print(json.dumps({"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics}))
+        return 0
+    metrics = run.metrics
+    if "masked_loss" in metrics:
+        rows = [("", metrics), *((name, metrics[name]) for name in ("unigram", "untrained", "before") if name in metrics)]
+        for name, row in rows:
+            print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {row['masked_perplexity']:10,.1f}")
+    else:
+        print("nothing was held out, so nothing was measured", file=sys.stderr)
+    print(f"model   {run.model}\nreport  {report}\nnext    unmask fill {run.model} \"A sentence with a [MASK] in it.\"")
+    return 0

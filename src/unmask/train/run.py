@@ -1,0 +1,120 @@
+"""Start a run, go on with one, finish one: what `unmask pretrain`, `adapt` and `resume` do, and the same from Python."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ConfigError, UnmaskError
+from . import recipe as recipes
+from .recipe import Recipe
+from .session import Run, run_session
+from .setup import claim, is_packed
+
+
+def pretrain(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    output: str | Path,
+    data: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    **settings: Any,
+) -> Run:
+    """Pre-train a masked language model from scratch and return the run.
+
+    `recipe` is a Recipe or a TOML file; `data` is a packed corpus, or files that are packed into the run's folder first (and a tokenizer
+    trained on them where none is named). Any field of a recipe is a keyword (`max_minutes=5`, `model={"preset": "tiny"}`); `overrides`
+    are `section.key=value` strings.
+    Raises: ConfigError, DataError, TokenizerError, StoreError, CheckpointError for what the user can mend; RunError.
+    """
+    made = _recipe(recipe, None, data, tokenizer, overrides, settings)
+    if made.base_model is not None:
+        raise ConfigError(f"base_model = {made.base_model!r}: to continue an existing model, use adapt; pretrain starts from scratch")
+    return start(made, output)
+
+
+def adapt(
+    model: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
+    *,
+    output: str | Path,
+    recipe: Recipe | str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    **settings: Any,
+) -> Run:
+    """Continue the pre-training of an existing model (a folder or a Hub id) on the text of a domain, and return the run.
+
+    The model's own tokenizer is used; `data` is files, or a corpus that was packed with that tokenizer. The rest is as in `pretrain`.
+    """
+    made = _recipe(recipe, model, data, tokenizer, overrides, settings)
+    if made.base_model is None:
+        raise ConfigError("no model is named to continue from: give a folder or a Hub id (base_model in a recipe)")
+    return start(made, output)
+
+
+def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any) -> Run:
+    """Go on with a run where its newest checkpoint stands (from the beginning where there is none), and return the run.
+
+    Of the recipe, only what does not change what was computed so far may be overridden: fields of `[train]` but for the seed.
+    Raises: CheckpointError for a folder that holds no run.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / "config.toml").is_file():
+        raise CheckpointError(f"'{folder}' holds no run (no config.toml); name the folder that `unmask pretrain` or `unmask adapt` made")
+    changes = recipes.nested(settings)
+    overrides = list(overrides)
+    for key in [*(f"{section}.{name}" for section, table in changes.items() for name in table), *(item.partition("=")[0] for item in overrides)]:
+        if not key.strip().startswith("train.") or key.strip() == "train.seed":
+            raise ConfigError(f"'{key}' cannot change in the middle of a run; only train.* can, but for train.seed. Start a new run for it")
+    return run_session(folder, recipes.load(folder / "config.toml", settings=changes, overrides=overrides))
+
+
+def start(recipe: Recipe, output: str | Path) -> Run:
+    """Run a recipe in a new folder and return the run."""
+    fresh = not Path(output).expanduser().exists()
+    folder = claim(output)
+    (folder / "config.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    try:
+        return run_session(folder, recipe)
+    except UnmaskError as error:
+        _discard(folder, error, fresh)
+        raise
+
+
+def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
+    """Take a run that never began out of the way, so that it can be started again by its name; a packed corpus is kept."""
+    if any((folder / "checkpoints").glob("step-*")) or (folder / "model").exists():
+        return
+    if is_packed(folder / "corpus"):
+        error.args = (f"{error}\n(the packed corpus is kept in '{folder / 'corpus'}': name it as --data, with another output folder)",)
+        return
+    for child in folder.iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    if fresh:
+        folder.rmdir()
+
+
+def _recipe(
+    recipe: Recipe | str | Path | None,
+    base_model: str | Path | None,
+    data: str | Path | Sequence[str | Path] | None,
+    tokenizer: str | Path | None,
+    overrides: Iterable[str],
+    settings: dict[str, Any],
+) -> Recipe:
+    nested = recipes.nested(settings)
+    if data is not None:
+        nested.setdefault("data", {})["sources"] = [str(one) for one in ([data] if isinstance(data, (str, Path)) else data)]
+    if tokenizer is not None:
+        nested.setdefault("data", {})["tokenizer"] = str(tokenizer)
+    if isinstance(recipe, Recipe):
+        if nested or base_model is not None or list(overrides):
+            raise ConfigError("a Recipe is complete: set its fields (dataclasses.replace), or name a TOML file and settings on top of it")
+        made = recipe
+    else:
+        made = recipes.load(recipe, base_model=None if base_model is None else str(base_model), settings=nested, overrides=overrides)
+    return recipes.absolute(made)

@@ -1,0 +1,224 @@
+"""One sitting of a run: from its newest checkpoint (or none) to its end, or to an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.batch import PackedBatch
+from ..data.prefetch import prefetch
+from ..errors import CheckpointError
+from ..model.heads import forward_packed
+from ..model.load import save_model
+from ..rng import rng
+from . import optim
+from .checkpoint import Checkpoint, Checkpoints
+from .heldout import heldout
+from .loop import Step, TrainState, train
+from .loss import masked_loss_sum
+from .recipe import Recipe
+from .runlog import RunLog
+from .setup import Setup, prepare
+from .signals import StopRequest
+from .unigram import Plateau, entropy, token_counts, unigram
+
+AUTO_TIMES = 10  # evaluations and checkpoints of a run that does not say how many
+AUTO_APART = 10  # steps that lie between them at least
+COUNTERS = ("step", "tokens", "seconds", "skipped", "halvings")  # of the state, in a checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, or was interrupted: its folder and its numbers."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    step: int
+    interrupted: bool = False
+
+    @property
+    def model(self) -> Path:
+        """The folder of the finished model, for `unmask.Filler.load` or any `from_pretrained`."""
+        return self.folder / "model"
+
+
+def run_session(folder: Path, recipe: Recipe) -> Run:
+    """Go on with the run in a folder until its budget is used up or it is interrupted, and return it."""
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.save_total_limit)
+    found = checkpoints.latest()
+    with torch.random.fork_rng():
+        torch.manual_seed(int(rng(recipe.train.seed, "dropout").integers(2**63)))
+        setup = prepare(recipe, folder, model_folder=found.folder if found else None)
+        session = Session(folder, setup, checkpoints, found)
+        try:
+            return session.run()
+        finally:
+            session.log.close()
+
+
+class Session:
+    """What happens between the steps: the log, evaluations, checkpoints, and the end."""
+
+    def __init__(self, folder: Path, setup: Setup, checkpoints: Checkpoints, found: Checkpoint | None) -> None:
+        self.folder, self.setup, self.recipe, self.checkpoints = folder, setup, setup.recipe, checkpoints
+        self.config = setup.recipe.train
+        optimizers = optim.build(setup.model, self.recipe.optim, fp32=setup.precision.name == "fp32")
+        self.state = TrainState(setup.model, optimizers, steps_per_epoch=setup.loader.steps_per_epoch(0))
+        counts = token_counts(setup.store, setup.loader.packer.vocabulary.size)
+        self.plateau = Plateau(entropy(counts), warmup_ratio=self.recipe.optim.warmup_ratio)
+        write_text(folder / "config.toml", self.recipe.to_toml())
+        self.info: dict[str, Any] = {}  # what a checkpoint says beside the counters of the state
+        self.metrics: dict[str, Any] | None = None  # of the last evaluation
+        if found is not None:
+            self.restore(found)
+        self.last_save = self.last_evaluation = self.now()
+        self.log = RunLog(folder, step=self.state.step, config=self.config)
+        self.stop = StopRequest()
+        if found is None and setup.eval_batches:
+            self.info = {"start": self.evaluate(), "unigram": unigram(counts, setup.eval_batches)}
+
+    def run(self) -> Run:
+        """Train to the end or to an interruption, finish, and return the run."""
+        with StopRequest() as self.stop, prefetch(self.setup.loader, self.state.step, self.probability_of) as batches:
+            train(self.state, batches, step_loss_of(self.setup), self.recipe, self.on_step)
+        if self.state.progress(self.config) < 1:
+            self.log.notice(f"interrupted at step {self.state.step}, with a checkpoint; go on with: unmask resume {self.folder}")
+            return Run(self.folder, self.metrics or {}, self.state.step, interrupted=True)
+        return Run(self.folder, self.finish(), self.state.step)
+
+    def probability_of(self, step: int) -> float | None:
+        """Return the mask rate of a step, where it follows a schedule.
+
+        Batches are made ahead: of a budget in tokens or minutes the progress at that step is what it will be, about.
+        """
+        if self.recipe.masking.mlm_probability_end is None:
+            return None
+        tokens = step * (self.setup.loader.packer.store.num_tokens / self.state.steps_per_epoch)
+        return self.recipe.masking.probability_at(self.config.progress(step, tokens, self.state.seconds, self.state.steps_per_epoch))
+
+    def on_step(self, state: TrainState, step: Step) -> bool:
+        """Log a step, evaluate and save where it is time to; return whether to stop."""
+        progress = state.progress(self.config)
+        ending = progress >= 1 or self.stop.requested
+        if step.skipped:
+            names = [self.setup.store.document_id(document) for document in step.documents]
+            self.log.write({"event": "skipped", "step": state.step, "loss": repr(step.loss), "documents": names})
+            self.log.notice(f"step {state.step} was skipped: its loss or gradient is not finite (documents in log.jsonl)")
+        else:
+            self.log.step(state, step, progress, final=ending)
+            notice = self.plateau.update(step.loss, progress)
+            if notice:
+                self.log.write({"event": "plateau", "step": state.step, "notice": notice})
+                self.log.notice(notice)
+        better = False
+        if self.setup.eval_batches and (progress >= 1 or self.due(self.config.eval_steps, self.last_evaluation, progress)):
+            better = self.evaluate_and_compare()
+        if ending or better or self.due(self.config.save_steps, self.last_save, progress):
+            self.save()
+        return self.stop.requested
+
+    def due(self, every: int | None, last: tuple[int, float], progress: float) -> bool:
+        """Return whether something that happens every so many steps, or ten times in a run, is to happen now."""
+        if every is not None:
+            return every > 0 and self.state.step % every == 0
+        return self.state.step - last[0] >= AUTO_APART and math.floor(progress * AUTO_TIMES) > math.floor(last[1] * AUTO_TIMES)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the model's numbers on the frozen masks of the held-out text."""
+        self.setup.model.eval()
+        try:
+            metrics = heldout(self.setup.model, self.setup.eval_batches, self.setup.precision)
+        finally:
+            self.setup.model.train()
+        self.last_evaluation = self.now()
+        self.log.write({"event": "heldout", "step": self.state.step, **metrics})
+        return metrics
+
+    def evaluate_and_compare(self) -> bool:
+        """Evaluate, and return whether the model is better than at any evaluation before."""
+        self.metrics = self.evaluate()
+        self.log.notice(
+            f"step {self.state.step}: held-out loss {self.metrics['masked_loss']:.3f}, accuracy {self.metrics['masked_accuracy']:.1%}"
+        )
+        better = self.metrics["masked_loss"] < self.info.get("best_loss", math.inf)
+        if better:
+            self.info["best_loss"], self.info["best_step"] = self.metrics["masked_loss"], self.state.step
+        return better
+
+    def now(self) -> tuple[int, float]:
+        """Return the step and the progress of the run."""
+        return self.state.step, self.state.progress(self.config)
+
+    def save(self) -> None:
+        """Write a checkpoint: a complete model folder, the optimizers, the random numbers of dropout, and the counters."""
+        state = self.state
+        tensors = {**optim.state_tensors(state.optimizers), "rng.cpu": torch.get_rng_state()}
+        if self.setup.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.setup.device)
+        info = {name: getattr(state, name) for name in COUNTERS}
+        info |= {"progress": state.progress(self.config), "session": self.info}
+        if self.metrics is not None and self.last_evaluation[0] == state.step:
+            info["heldout"] = self.metrics
+        self.checkpoints.save(state.step, lambda folder: save_model(state.model, self.setup.tokenizer, folder), tensors, info)
+        self.last_save = self.now()
+
+    def restore(self, found: Checkpoint) -> None:
+        """Take up the run where a checkpoint stands (its weights are in the model already)."""
+        tensors, info = found.tensors(), found.info
+        try:
+            for name in COUNTERS:
+                setattr(self.state, name, info[name])
+            self.info = dict(info["session"])
+            optim.load_state_tensors(self.state.optimizers, tensors)
+            torch.set_rng_state(tensors["rng.cpu"])
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint '{found.folder}' lacks {error}; remove it, and the one before is taken") from None
+        if self.setup.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.setup.device)
+        self.metrics = info.get("heldout")
+
+    def finish(self) -> dict[str, Any]:
+        """Write RUN/model and RUN/metrics.json, and return the metrics."""
+        best = self.checkpoints.best() if self.config.keep == "best" else None
+        chosen = best or self.checkpoints.latest()
+        if chosen is None:
+            raise CheckpointError(f"there is no sound checkpoint in '{self.checkpoints.folder}', so no model to finish with")
+        start = "untrained" if self.recipe.base_model is None else "before"
+        metrics: dict[str, Any] = {**chosen.info.get("heldout", {})}
+        if metrics:
+            metrics |= {"masks_fingerprint": self.setup.masks_fingerprint, "unigram": self.info["unigram"], start: self.info["start"]}
+        metrics |= {"step": chosen.step, **{name: getattr(self.state, name) for name in ("tokens", "seconds")}, "last_step": self.state.step}
+        chosen.export(self.folder / "model", card=model_card(self.recipe, metrics, self.setup))
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        self.log.write({"event": "end", "step": self.state.step, "chosen": chosen.step})
+        return metrics
+
+
+def step_loss_of(setup: Setup) -> Callable[[Any, PackedBatch], Tensor]:
+    """Return the summed loss of a micro-batch as the loop wants it."""
+
+    def step_loss(model: Any, batch: PackedBatch) -> Tensor:
+        batch = batch.to(setup.device)
+        with setup.precision.autocast():
+            logits = forward_packed(model, batch)
+        return masked_loss_sum(logits, batch.labels)
+
+    return step_loss
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

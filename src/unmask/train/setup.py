@@ -1,0 +1,228 @@
+"""From a recipe to what the loop needs: tokenizer, packed corpus, model, batches. Doing it twice gives the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.batch import PackedBatch
+from ..data.loader import Loader, frozen_batches, masks_fingerprint
+from ..data.masking import MaskingConfig
+from ..data.store import TokenStore
+from ..data.tokenizer import Specials, load_tokenizer, special_ids, tokenizer_hash
+from ..errors import CheckpointError, ConfigError, DataError
+from ..model.load import build_model, check_fit, load_model, position_offset
+from ..model.memory import tune_allocator
+from .precision import Precision, choose
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+EVAL_MASKING = MaskingConfig(mlm_probability=0.15)  # whatever a run trains with, it is measured on the same masks
+EVAL_SEED = 0
+MICRO_TOKENS = {"cpu": 8192, "cuda": 65_536}  # in one pass where the recipe says nothing; halved when memory runs out
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Setup:
+    """Everything that a run is made of, ready to go."""
+
+    recipe: Recipe  # with what "auto" came to
+    device: torch.device
+    precision: Precision
+    tokenizer: PreTrainedTokenizerFast
+    store: TokenStore
+    heldout: TokenStore | None
+    model: PreTrainedModel
+    loader: Loader
+    specials: Specials
+    eval_batches: list[PackedBatch]  # frozen; empty where nothing is held out
+    masks_fingerprint: str | None
+
+
+def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None] = log.info) -> Setup:
+    """Return the setup of a run in `folder`, with the model from `model_folder` (a checkpoint) where one is given.
+
+    What takes long and is found there already, a trained tokenizer or a packed corpus, is taken as it is.
+    Raises: ConfigError, DataError, TokenizerError, StoreError, CheckpointError.
+    """
+    tune_allocator()
+    device = find_device(recipe.train.device)
+    precision = choose(recipe.train.precision, device)
+    check_early(recipe)
+    corpus, tokenizer = find_corpus(recipe, folder, say)
+    store = TokenStore.open(corpus / "train" if (corpus / "train").is_dir() else corpus, tokenizer_hash=tokenizer_hash(tokenizer))
+    if not store.num_tokens:
+        raise DataError(f"the packed corpus '{corpus}' holds no tokens to train on")
+    model = find_model(recipe, tokenizer, model_folder)
+    check_fit(model, tokenizer, recipe.data.max_length)
+    specials = special_ids(tokenizer)
+    shape = {
+        "vocab_size": int(model.get_input_embeddings().weight.shape[0]),
+        "max_length": recipe.data.max_length,
+        "position_offset": position_offset(model),
+    }
+    batch_tokens, micro_tokens = token_counts(recipe, store, device.type, num_special=2)
+    loader = Loader(
+        store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens, **shape
+    )  # fmt: skip
+    heldout, batches, fingerprint = None, [], None
+    if (corpus / "heldout").is_dir():
+        heldout = TokenStore.open(corpus / "heldout", tokenizer_hash=store.tokenizer_hash)
+        batches, fingerprint = eval_batches(heldout, specials, recipe, micro_tokens=min(micro_tokens, 4096), **shape)
+    resolved = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
+    model.to(device)
+    return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is cuda where there is one.
+
+    Raises: ConfigError for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"train.device = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...")
+    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise ConfigError(f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use train.device=auto or cpu")
+    return device
+
+
+def check_early(recipe: Recipe) -> None:
+    """Raise ConfigError for what can be seen to be wrong before hours go into packing a corpus."""
+    data = recipe.data
+    if not data.sources:
+        raise ConfigError("no text is named: give --data FILES, or a packed corpus (data.sources in a recipe)")
+    if data.max_length < 8:
+        raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
+    if data.batch_tokens < data.max_length:
+        raise ConfigError(f"data.batch_tokens = {data.batch_tokens} is less than data.max_length = {data.max_length}; raise it")
+    if data.micro_tokens is not None and (data.micro_tokens < data.max_length or data.batch_tokens % data.micro_tokens):
+        raise ConfigError(
+            f"data.micro_tokens = {data.micro_tokens}; allowed: a divisor of data.batch_tokens = {data.batch_tokens} "
+            f"that is at least data.max_length = {data.max_length}"
+        )
+
+
+def is_packed(path: str | Path) -> bool:
+    """Return whether a path is a packed corpus (or the store of one)."""
+    return (Path(path) / "train" / "store.json").is_file() or (Path(path) / "store.json").is_file()
+
+
+def find_corpus(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> tuple[Path, PreTrainedTokenizerFast]:
+    """Return the folder of the packed corpus of a run, and its tokenizer; raw text is packed into the run's own folder."""
+    data = recipe.data
+    named = data.tokenizer or recipe.base_model
+    packed = [source for source in data.sources if is_packed(source)]
+    if packed:
+        if len(data.sources) > 1:
+            raise ConfigError(
+                f"data.sources names the packed corpus '{packed[0]}' and something else; name one packed corpus alone, or files only"
+            )
+        corpus = Path(packed[0])
+        if named is None and not (corpus / "tokenizer").is_dir():
+            raise ConfigError(f"the packed corpus '{corpus}' has no tokenizer beside it; name the one that it was packed with: --tokenizer")
+        return corpus, load_tokenizer(named or corpus / "tokenizer")
+    corpus = folder / "corpus"
+    if is_packed(corpus):  # a run that was interrupted after packing
+        return corpus, load_tokenizer(corpus / "tokenizer")
+    tokenizer = load_tokenizer(named) if named is not None else trained_tokenizer(recipe, folder, say)
+    from ..data.pack import pack
+
+    say(f"packing {', '.join(data.sources)} into {corpus}")
+    options = {"format": data.format, "text_column": data.text_column, "encoding": data.encoding}
+    pack(list(data.sources), corpus, tokenizer=tokenizer, held_out=data.held_out, **options)
+    return corpus, tokenizer
+
+
+def trained_tokenizer(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a run that names none, trained on its text."""
+    from ..data.text import read
+    from ..data.tokenizer import train_tokenizer
+
+    data = recipe.data
+    if "-" in data.sources:
+        raise ConfigError("standard input can be read only once, and training a tokenizer takes a pass of its own: name one with --tokenizer")
+    if (folder / "tokenizer" / "tokenizer_config.json").is_file():
+        return load_tokenizer(folder / "tokenizer")
+    say(f"training a {data.tokenizer_kind} tokenizer of {data.vocab_size:,} tokens")
+    documents = read(list(data.sources), format=data.format, text_column=data.text_column, encoding=data.encoding)
+    tokenizer = train_tokenizer((document.text for document in documents), kind=data.tokenizer_kind, vocab_size=data.vocab_size)
+    partial = folder / "tokenizer.partial"
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder / "tokenizer")
+    return tokenizer
+
+
+def find_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, model_folder: Path | None) -> PreTrainedModel:
+    """Return the model of a run: a checkpoint's, the one that it continues, or a fresh one."""
+    if model_folder is not None:
+        return load_model(model_folder, tokenizer=tokenizer)
+    if recipe.base_model is not None:
+        return load_model(recipe.base_model, tokenizer=tokenizer)
+    return build_model(recipe.model, tokenizer, max_length=recipe.data.max_length, seed=recipe.train.seed)
+
+
+def token_counts(recipe: Recipe, store: TokenStore, device_type: str, *, num_special: int) -> tuple[int, int]:
+    """Return the tokens of a step and of a pass through the model: the recipe's, or less where the whole corpus is smaller than a step."""
+    data = recipe.data
+    windows = -(-store.lengths // (data.max_length - num_special))
+    # twice the tokens of the corpus always hold it in one pack; a step is not filled up with padding beyond that
+    whole = -(-(store.num_tokens + num_special * int(windows.sum())) // 64) * 64
+    if whole <= data.batch_tokens:
+        whole = max(whole, data.max_length)
+        return whole, whole
+    if data.micro_tokens is not None:
+        return data.batch_tokens, data.micro_tokens
+    limit = max(MICRO_TOKENS.get(device_type, 8192), data.max_length)
+    passes = next(n for n in range(1, data.batch_tokens + 1) if data.batch_tokens % n == 0 and data.batch_tokens // n <= limit)
+    if data.batch_tokens // passes < data.max_length:
+        raise ConfigError(f"data.batch_tokens = {data.batch_tokens} has no divisor between data.max_length and {limit}; set data.micro_tokens")
+    return data.batch_tokens, data.batch_tokens // passes
+
+
+def eval_batches(
+    heldout: TokenStore, specials: Specials, recipe: Recipe, *, micro_tokens: int, **shape: Any
+) -> tuple[list[PackedBatch], str | None]:
+    """Return frozen batches of the first held-out documents, and the fingerprint of their masks."""
+    limit = recipe.train.eval_tokens
+    documents = int((heldout.lengths.cumsum() <= limit).sum()) if limit else len(heldout)
+    documents = max(1, documents) if len(heldout) else 0
+    if not documents or not int(heldout.lengths[:documents].sum()):
+        return [], None
+    common: dict[str, Any] = {"vocab_size": shape["vocab_size"], "seed": EVAL_SEED, "max_documents": documents}
+    batches = frozen_batches(
+        heldout, specials, EVAL_MASKING, **common,
+        max_length=shape["max_length"], micro_tokens=max(micro_tokens, shape["max_length"]), position_offset=shape["position_offset"],
+    )  # fmt: skip
+    return list(batches), masks_fingerprint(heldout, specials, EVAL_MASKING, **common)
+
+
+def claim(output: str | Path) -> Path:
+    """Return the folder of a new run, made; what is there already is not touched.
+
+    Raises: CheckpointError where it holds something.
+    """
+    folder = Path(output).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"'{folder}' is a file; name a folder for the run")
+    if folder.is_dir() and any(folder.iterdir()):
+        if (folder / "config.toml").is_file():
+            raise CheckpointError(f"'{folder}' already holds a run; go on with it (`unmask resume {folder}`), or choose another name")
+        raise CheckpointError(f"'{folder}' exists and is not empty; choose another name for the run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
