@@ -1,0 +1,254 @@
+"""Checkpoints that are there whole or not at all: a Hugging Face folder each, plus what it takes to go on training from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TENSORS = "training_state.safetensors"  # optimizers, random numbers: whatever is a tensor
+INFO = "trainer_state.json"  # step, tokens, seconds: whatever is not
+MANIFEST = "manifest.json"  # size and SHA-256 of every other file
+COMPLETE = "COMPLETE"  # written last: the SHA-256 of the manifest
+NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+LEFTOVER = re.compile(r"step-\d{8,}\.(partial|deleted)")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are all there, unchanged: `folder` is one that any `from_pretrained` loads."""
+
+    folder: Path
+    step: int
+    loss: float | None  # on held-out text, where it was measured
+    info: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that were saved, as they were, on the CPU."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.folder / TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read '{self.folder / TENSORS}': {error}") from error
+
+
+class Checkpoints:
+    """The checkpoints of a run, in folders `step-00000100`; those beyond `save_total_limit` are deleted, oldest first, never the best."""
+
+    def __init__(self, folder: str | Path, save_total_limit: int = 2) -> None:
+        self.folder, self.save_total_limit = Path(folder), max(1, save_total_limit)
+        self._known: dict[Path, Checkpoint | None] = {}  # what was read and checked before; None: damaged
+
+    def save(
+        self,
+        step: int,
+        model_saver: Callable[[Path], Any],
+        tensors: Mapping[str, Tensor],
+        info: Mapping[str, Any],
+        *,
+        loss: float | None = None,
+    ) -> Checkpoint:
+        """Write a checkpoint of a step and return it; `model_saver` writes the model into the folder that it is given.
+
+        `loss` is the held-out loss of these weights, by which the best is known.
+        Raises: RunError when it cannot be written (the disk is full, say); the checkpoints from before are as they were.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        target = self.folder / f"step-{step:08d}"
+        written = {**info, "step": step, "heldout_loss": loss}
+
+        def fill(partial: Path) -> None:
+            model_saver(partial)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+            (partial / INFO).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            seal(partial)
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            write_folder(target, fill)
+        except (OSError, SafetensorError, RunError) as error:
+            last = max((c for c in self._complete() if c is not None), key=lambda c: c.step, default=None)
+            rest = f"the last good one, '{last.folder}', is untouched" if last else "there is none from before"
+            raise RunError(
+                f"the checkpoint of step {step} could not be written to '{self.folder}': {reason(error)}; {rest}. "
+                "Make room (or mend the folder), then go on with `unmask resume`"
+            ) from error
+        # read back as JSON gives it, so that it is the same now as after a resume
+        self._known[target] = checkpoint = Checkpoint(target, step, loss, json.loads(json.dumps(written)))
+        self.prune()
+        return checkpoint
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; for each newer one that is not, log a warning that says why."""
+        for folder in self._folders():
+            checkpoint = self._read(folder)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def best(self) -> Checkpoint | None:
+        """Return the whole checkpoint with the lowest held-out loss (the newer of equals), None where none was measured."""
+        measured = [c for c in self._complete() if c is not None and c.loss is not None and c.loss == c.loss]
+        return min(measured, key=lambda c: (c.loss, -c.step), default=None)
+
+    def prune(self) -> None:
+        """Delete the oldest checkpoints beyond the limit; the newest and the best are always kept, damaged ones never counted."""
+        whole = [checkpoint for checkpoint in self._complete() if checkpoint is not None]
+        best = self.best()
+        kept = {checkpoint.folder for checkpoint in (*whole[:1], *([best] if best else []))}
+        for checkpoint in whole:
+            if len(kept) < self.save_total_limit:
+                kept.add(checkpoint.folder)
+        for checkpoint in whole:
+            if checkpoint.folder not in kept:
+                self._known.pop(checkpoint.folder, None)
+                remove(checkpoint.folder)
+
+    def _folders(self) -> list[Path]:
+        """Return the folders that are named like checkpoints, newest first; one that was about to be replaced comes after its like."""
+        found = []
+        for child in self.folder.iterdir() if self.folder.is_dir() else ():
+            match = NAME.fullmatch(child.name)
+            if match and child.is_dir():
+                found.append((int(match[1]), match[2] is None, child))
+        return [child for _, _, child in sorted(found, reverse=True)]
+
+    def _complete(self) -> Iterator[Checkpoint | None]:
+        return (self._read(folder) for folder in self._folders())
+
+    def _read(self, folder: Path) -> Checkpoint | None:
+        if folder not in self._known:
+            try:
+                check(folder)
+                info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+                self._known[folder] = Checkpoint(folder, int(info["step"]), info["heldout_loss"], info)
+            except (CheckpointError, OSError, ValueError, KeyError) as error:
+                log.warning("the checkpoint '%s' is damaged and is not used: %s", folder, error)
+                self._known[folder] = None
+        return self._known[folder]
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed has left: folders half written or half deleted."""
+        for child in self.folder.iterdir():
+            if LEFTOVER.fullmatch(child.name):
+                shutil.rmtree(child)
+            elif child.name.endswith(".replaced") and self._read(child.with_name(child.name.removesuffix(".replaced"))) is not None:
+                shutil.rmtree(child)
+                self._known.pop(child, None)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder and then its COMPLETE marker, everything flushed to the disk before the marker is."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {}
+    for path in files:
+        flush(path)
+        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    text = json.dumps({"files": entries}, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    flush(folder / MANIFEST)
+    flush(folder)
+    (folder / COMPLETE).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n", encoding="utf-8")
+
+
+def check(folder: Path) -> None:
+    """Check that a folder holds what its manifest says, to the bit.
+
+    Raises: CheckpointError that says what is missing or has changed.
+    """
+    if not (folder / COMPLETE).is_file():
+        raise CheckpointError(f"it has no {COMPLETE} marker: writing it was interrupted")
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        entries = json.loads(text)["files"]
+    except FileNotFoundError:
+        raise CheckpointError(f"its {MANIFEST} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"its {MANIFEST} is not readable") from None
+    if (folder / COMPLETE).read_text(encoding="utf-8", errors="replace").strip() != hashlib.sha256(text.encode()).hexdigest():
+        raise CheckpointError(f"its {MANIFEST} is not the one that was written")
+    for name, entry in entries.items():  # sizes first: they cost nothing
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{name} is missing" if size is None else f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
+    for name, entry in entries.items():
+        if sha256(folder / name) != entry["sha256"]:
+            raise CheckpointError(f"the content of {name} has changed since it was written (SHA-256 differs)")
+
+
+def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
+    """Make the folder `target` appear with all that `fill` writes into it, or not at all; what had its name before is replaced."""
+    partial = target.with_name(f"{target.name}.partial")
+    replaced = target.with_name(f"{target.name}.replaced")
+    if partial.exists():
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        for path in partial.rglob("*"):
+            flush(path)
+        flush(partial)
+        if target.exists():
+            if replaced.exists():
+                shutil.rmtree(replaced)
+            target.rename(replaced)
+        partial.rename(target)
+        flush(target.parent)
+    except BaseException:  # an interruption as well: nothing half written stays
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its own name; one that cannot be deleted is logged and stays."""
+    trash = folder.with_name(f"{folder.name}.deleted")
+    try:
+        folder.rename(trash)
+        shutil.rmtree(trash)
+    except OSError as error:
+        log.warning("'%s' could not be deleted: %s", folder, error)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file's content, or a folder's list of names, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # some network file systems refuse it for folders, and then nothing better can be done
+        with contextlib.nullcontext() if path.is_file() else contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason(error: BaseException) -> str:
+    """Return what the system said, without Python's way of putting it."""
+    return f"{error.strerror} ('{error.filename}')" if isinstance(error, OSError) and error.strerror and error.filename else str(error)
