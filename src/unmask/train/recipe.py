@@ -54,6 +54,8 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Return the recipe as TOML text."""
+        if self.base_model is not None:
+            return config.dump(dataclasses.replace(self, model=None))  # type: ignore[arg-type]  # None is left out
         return config.dump(self)
 
 
