@@ -235,7 +235,7 @@ def test_tokenizer_without_a_mask_says_what_to_do(roberta_files, trained, tmp_pa
     text = json.dumps(spec).replace("[MASK]", "[GAP]").replace("[PAD]", "[FILL]")
     (tmp_path / "gpt").mkdir()
     (tmp_path / "gpt" / "tokenizer.json").write_text(text)
-    with pytest.raises(TokenizerError, match="no mask and no pad tokens.*train one with `unmask tokenizer`"):
+    with pytest.raises(TokenizerError, match=r"no mask and no pad tokens.*train one with `unmask tokenizer`"):
         load_tokenizer(tmp_path / "gpt")
     vocab = (roberta_files / "vocab.json").read_text().replace("<mask>", "<gap>")
     (roberta_files / "vocab.json").write_text(vocab)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
@@ -10,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import TokenizerError
+from .words import ALONE, CONTINUES, LETTER, NUMBER, character_class
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,6 +74,8 @@ def train_tokenizer(
         raise TokenizerError(f"the {kind} trainer failed: {error}; give it more text, or a smaller vocab_size than {vocab_size}") from error
     if kind == "wordpiece":
         backend = _to_wordpiece(backend, names, characters, vocab_size, digits)
+    if kind == "unigram":
+        backend = _to_words(backend, names, vocab_size, digits)
     if backend.get_vocab_size() > vocab_size:
         raise TokenizerError(
             f"vocab_size = {vocab_size} is too small: the characters of these texts and the special tokens alone take "
@@ -113,9 +117,9 @@ def _untrained(
     else:
         backend = Tokenizer(models.Unigram())
         steps.append(normalizers.Replace(Regex(r"\s+"), " "))
-        split = pre_tokenizers.Split(Regex(_UNIGRAM_PATTERN.replace("NUM", number)), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         backend.decoder = decoders.Metaspace(prepend_scheme="first")
+        common["vocab_size"] = vocab_size + vocab_size // 3  # of which _to_words drops what it must
         trainer = trainers.UnigramTrainer(special_tokens=_special(names, kind), unk_token="[UNK]", **common)
     backend.normalizer = normalizers.Sequence(steps)
     return backend, trainer
@@ -165,6 +169,34 @@ def _to_wordpiece(bpe: Tokenizer, names: list[str], characters: Counter[str], vo
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.add_special_tokens(_special(names, "wordpiece"))
     return backend
+
+
+def _to_words(trained: Tokenizer, names: list[str], vocab_size: int, digits: str) -> Tokenizer:
+    """Return a Unigram tokenizer whose pieces stay within words, runs of digits and runs of punctuation.
+
+    The trainer sees words with their punctuation: it takes up only what occurs in two different ones, so that of words cut out clean
+    the commonest would be missing ("▁tha" without its t).
+    """
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    spec = json.loads(trained.to_str())
+    learnt = spec["model"]["vocab"][len(names) :]
+    kept = sorted((row for row in learnt if _is_one_word(row[0], digits)), key=lambda row: (-row[1], row[0]))
+    spare = len(kept) + len(names) - vocab_size
+    if spare > 0:  # the least likely go, but no character of the alphabet
+        drop = {row[0] for row in [row for row in reversed(kept) if len(row[0]) > 1][:spare]}
+        kept = [row for row in kept if row[0] not in drop]
+    spec["model"]["vocab"] = spec["model"]["vocab"][: len(names)] + kept
+    backend = Tokenizer.from_str(json.dumps(spec))
+    split = pre_tokenizers.Split(Regex(_UNIGRAM_PATTERN.replace("NUM", "" if digits == "single" else "+")), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="first"), split])
+    return backend
+
+
+def _is_one_word(piece: str, digits: str) -> bool:
+    text = piece.removeprefix("▁")
+    classes = {LETTER if kind in (ALONE, CONTINUES) else kind for kind in map(character_class, text)}
+    return len(classes) <= 1 and "▁" not in text and (digits == "whole" or classes != {NUMBER} or len(text) == 1)
 
 
 def _pieces(texts: Iterable[str], characters: Counter[str]) -> Iterator[str]:

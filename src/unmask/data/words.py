@@ -105,7 +105,7 @@ def _make_table(tokenizer: Any) -> WordTable | None:
         if number in special:
             opens[number], first[number], last[number] = True, SPECIAL, SPECIAL
         elif number in added:  # its text stands as it is, whatever the rest of the vocabulary looks like
-            begin, end = (_class(token[0]), _class(token[-1])) if token else (OTHER, OTHER)
+            begin, end = (character_class(token[0]), character_class(token[-1])) if token else (OTHER, OTHER)
             opens[number], first[number], last[number] = True, begin, LETTER if end == CONTINUES else end
         else:
             opens[number], first[number], last[number] = read(token)
@@ -121,7 +121,7 @@ def _reader(spec: dict[str, Any]) -> Any:
     if kind == "WordLevel":
         return lambda token: (True, CONTINUES, CONTINUES)
     if prefix and kind in ("WordPiece", "BPE"):
-        return lambda token: (not token.startswith(prefix) or _class(token[len(prefix) :][:1]) == ALONE, CONTINUES, CONTINUES)
+        return lambda token: (not token.startswith(prefix) or character_class(token[len(prefix) :][:1]) == ALONE, CONTINUES, CONTINUES)
     if suffix:
         # a word begins after a token that ends one
         return lambda token: (False, LETTER, SPACE if token.endswith(suffix) else LETTER)
@@ -143,7 +143,7 @@ def _read_metaspace(token: str) -> tuple[bool, int, int]:
 def _read_text(text: str) -> tuple[bool, int, int]:
     if text == " ":  # a space that no merge has joined to its word
         return True, SPACE, GLUE
-    begin, end = _class(text[:1]), _class(text[-1:])
+    begin, end = character_class(text[:1]), character_class(text[-1:])
     return begin in (SPACE, ALONE), begin, LETTER if end == CONTINUES else end
 
 
@@ -172,14 +172,15 @@ def _first_class(data: bytes) -> int:
     lead = data[0]
     length = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
     try:
-        return _class(data[:length].decode())
+        return character_class(data[:length].decode())
     except UnicodeDecodeError:  # only the beginning of a character is here: its first byte tells the region of Unicode
         if lead in (0xC2, 0xE2, 0xEF) or lead >= 0xF0:
             return OTHER
         return ALONE if 0xE3 <= lead <= 0xE9 else LETTER
 
 
-def _class(char: str) -> int:
+def character_class(char: str) -> int:
+    """Return what kind of character this is, as words are cut."""
     if not char:
         return CONTINUES
     kind = unicodedata.category(char)
