@@ -76,7 +76,7 @@ def check_shapes(batch, micro_tokens, max_length, specials=SPECIALS, position_of
     assert batch.input_ids.dtype == batch.position_ids.dtype == batch.labels.dtype == batch.label_positions.dtype == torch.int64
     assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == micro_tokens
     sizes = batch.cu_seqlens.diff()
-    assert 1 <= sizes.min() and sizes.max() == batch.max_seqlen <= max_length
+    assert sizes.min() >= 1 and sizes.max() == batch.max_seqlen <= max_length
     assert len(batch.documents) == len(sizes) and len(batch.labels) == len(batch.label_positions)
     expected = torch.cat([torch.arange(size) for size in sizes.tolist()]) + position_offset
     assert torch.equal(batch.position_ids[0], expected)
@@ -234,7 +234,7 @@ def test_frozen_masks_do_not_depend_on_windows(store):
 
 
 def test_fingerprint(tmp_path, store):
-    def fingerprint(store, config=MaskingConfig("token", 0.15), **options):  # noqa: B008  (frozen)
+    def fingerprint(store, config=MaskingConfig("token", 0.15), **options):
         return masks_fingerprint(store, SPECIALS, config, **{"vocab_size": VOCAB, "seed": 1} | options)
 
     base = fingerprint(store)
@@ -334,3 +334,21 @@ def test_masks_of_a_document_are_the_same_in_every_place_of_a_batch(store):
     together = packer.arrays(*one, epoch=0, probability=None)
     for whole, part in zip(alone, together, strict=True):
         assert (whole[2000:2500] == part[:500]).all() and (whole[:500] == part[500:1000]).all()
+
+
+@pytest.mark.parametrize("words", [0.0, 0.05])
+def test_windows_that_begin_or_end_beside_the_edge_of_a_block(tmp_path, words):
+    """An edge lies at the next word after its mark: a window between the two belongs to the block before."""
+    length, generator = 5000, np.random.default_rng(2)
+    with StoreWriter(tmp_path / "s", tokenizer_hash="x", vocab_size=VOCAB) as writer:
+        ids = generator.integers(5, VOCAB, length)
+        writer.add_flat(ids, generator.random(length) < words, np.array([length]), ["a"], np.array([1]))
+    store = TokenStore.open(tmp_path / "s")
+    packer = Packer(store, SPECIALS, MaskingConfig("whole_word", 0.3), vocab_size=VOCAB, seed=1, max_length=600, micro_tokens=600)
+    whole = packer.arrays(np.array([0]), np.array([0]), np.array([length]), epoch=0, probability=None)
+    for mark in (0, 1024, 2048, 4096, 5000):
+        for place in range(max(0, mark - 3), min(mark + 70, length)):
+            for start, stop in ((place, min(place + 5, length)), (max(place - 40, 0), place)):
+                if start < stop:
+                    part = packer.arrays(np.array([0]), np.array([start]), np.array([stop]), epoch=0, probability=None)
+                    assert all((one[start:stop] == other).all() for one, other in zip(whole, part, strict=True))

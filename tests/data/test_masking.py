@@ -192,7 +192,7 @@ def test_settings_that_make_no_sense(fields, message):
 def test_uniforms_are_uniform_and_independent():
     rows, columns = np.arange(500)[:, None], np.arange(400)[None, :]
     drawn = uniforms(3, "x", rows=rows, columns=columns)
-    assert drawn.shape == (500, 400) and 0.0 <= drawn.min() and drawn.max() < 1.0
+    assert drawn.shape == (500, 400) and drawn.min() >= 0.0 and drawn.max() < 1.0
     assert stats.kstest(drawn.ravel(), "uniform").pvalue > 1e-4
     for low_bits in (drawn * 2**20 % 1, drawn * 2**40 % 1):  # not the high bits only
         assert stats.chisquare(np.histogram(low_bits, 64, (0, 1))[0]).pvalue > 1e-4

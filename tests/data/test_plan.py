@@ -30,7 +30,7 @@ def test_windows_hold_every_token_once_and_are_balanced(lengths, capacity):
         assert len(start) == -(-length // capacity)
         if length:
             assert start[0] == 0 and stop[-1] == length and (start[1:] == stop[:-1]).all()
-            assert 1 <= (stop - start).min() and (stop - start).max() <= capacity and np.ptp(stop - start) <= 1
+            assert (stop - start).min() >= 1 and (stop - start).max() <= capacity and np.ptp(stop - start) <= 1
 
 
 @settings(deadline=None)
@@ -41,7 +41,7 @@ def test_packs_hold_every_window_once(sizes, room, random):
     assert sorted(packs.order.tolist()) == list(range(len(sizes)))
     assert packs.bounds[0] == 0 and packs.bounds[-1] == len(sizes)
     for number in range(len(packs)):
-        assert 1 <= len(packs[number]) and sum(sizes[window] for window in packs[number]) <= room
+        assert len(packs[number]) >= 1 and sum(sizes[window] for window in packs[number]) <= room
 
 
 @settings(deadline=None, max_examples=60)

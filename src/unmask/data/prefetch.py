@@ -37,7 +37,7 @@ class Prefetch:
                 self._put((loader.batch(step, None if probability_of is None else probability_of(step)), None))
                 step += 1
             self._put((None, None))
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it is raised where the batch would have come)
+        except BaseException as error:
             self._put((None, error))
 
     def _put(self, item: tuple[list[PackedBatch] | None, BaseException | None]) -> None:

@@ -29,7 +29,7 @@ class _Sink:
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.hash = path, 0, hashlib.sha256()
-        self.file = open(path, "wb")  # noqa: SIM115  (closed by close)
+        self.file = open(path, "wb")
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
