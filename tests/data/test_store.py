@@ -118,10 +118,10 @@ def test_another_tokenizer_is_named(tmp_path):
 
 
 def test_missing_and_unfinished(tmp_path):
-    with pytest.raises(StoreError, match="there is no packed corpus in .*unmask pack"):
+    with pytest.raises(StoreError, match=r"there is no packed corpus in .*unmask pack"):
         TokenStore.open(tmp_path / "nothing")
     write(tmp_path / "corpus" / "train", random_documents(5))
-    with pytest.raises(StoreError, match="it is in .*train"):
+    with pytest.raises(StoreError, match=r"it is in .*train"):
         TokenStore.open(tmp_path / "corpus")
     (tmp_path / "corpus" / "train" / "store.json").unlink()
     with pytest.raises(StoreError, match="never finished"):
@@ -138,9 +138,13 @@ def test_a_finished_store_is_not_overwritten_and_an_unfinished_one_is(tmp_path):
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), StoreWriter(tmp_path / "s", tokenizer_hash="x", vocab_size=100, batch_tokens=10) as writer:
-        writer.add([[1] * 50], [[True] * 50], ["a"], [50])
-        raise RuntimeError
+    def fail_half_way():
+        with StoreWriter(tmp_path / "s", tokenizer_hash="x", vocab_size=100, batch_tokens=10) as writer:
+            writer.add([[1] * 50], [[True] * 50], ["a"], [50])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert list((tmp_path / "s").iterdir()) == []
 
 
@@ -155,7 +159,7 @@ def test_a_torn_shard(tmp_path):
     with pytest.raises(StoreError, match="end of an Arrow stream"):
         TokenStore.open(folder)
     shard.unlink()
-    with pytest.raises(StoreError, match="shard-00000.arrow' is damaged: it cannot be read"):
+    with pytest.raises(StoreError, match=r"shard-00000\.arrow' is damaged: it cannot be read"):
         TokenStore.open(folder)
 
 

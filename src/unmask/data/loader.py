@@ -58,8 +58,9 @@ class Packer:
             )
         if store.vocab_size > vocab_size:
             raise TokenizerError(
-                f"the packed corpus '{store.folder}' has ids of a vocabulary of {store.vocab_size}, the model's vocabulary has {vocab_size}; "
-                "use a model with as many or more, or pack the text again with the model's tokenizer"
+                f"the packed corpus '{store.folder}' has ids of a vocabulary of {store.vocab_size}, "
+                f"the model's vocabulary has {vocab_size}; use a model with as many, "
+                "or pack the text again with the model's tokenizer"
             )
         self.store, self.specials, self.masking, self.seed = store, specials, masking, seed
         self.max_length, self.micro_tokens, self.position_offset = max_length, micro_tokens, position_offset

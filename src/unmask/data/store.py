@@ -63,7 +63,7 @@ class TokenStore:
             if any(folder.glob("shard-*.arrow")):
                 raise StoreError(f"the packed corpus '{folder}' was never finished ({MARKER} is missing); pack the text again")
             inside = [name for name in ("train", "heldout") if (folder / name / MARKER).exists()]
-            hint = f"it is in '{folder / inside[0]}'" if inside else "make one with: unmask pack FILES --out FOLDER"
+            hint = f"it is in '{folder / inside[0]}'" if inside else "make one with: unmask pack FILES -o FOLDER"
             raise StoreError(f"there is no packed corpus in '{folder}' (no {MARKER}); {hint}")
         try:
             metadata = json.loads(marker.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ class TokenStore:
         if tokenizer_hash is not None and tokenizer_hash != built:
             raise StoreError(
                 f"the packed corpus '{folder}' was built with the tokenizer {built}, not with {tokenizer_hash}; pack the text again "
-                f"with this tokenizer, or use the one that the corpus was packed with (saved in '{folder.parent / 'tokenizer'}' by unmask pack)"
+                f"with this tokenizer, or use the one that it was packed with (unmask pack saves it in '{folder.parent / 'tokenizer'}')"
             )
         return cls(folder, metadata, verify=verify)
 

@@ -125,8 +125,8 @@ class StoreWriter:
         """Append documents laid end to end, cut by `lengths`."""
         if not len(ids) == len(word_start) == int(lengths.sum()) or not len(lengths) == len(document_ids) == len(num_bytes):
             raise StoreError(
-                f"documents that do not add up: {len(ids)} tokens, {len(word_start)} word starts, lengths that sum to {int(lengths.sum())}; "
-                f"{len(lengths)} lengths, {len(document_ids)} ids, {len(num_bytes)} byte counts"
+                f"documents that do not add up: {len(ids)} tokens, {len(word_start)} word starts, "
+                f"lengths that sum to {int(lengths.sum())}; {len(lengths)} lengths, {len(document_ids)} ids, {len(num_bytes)} byte counts"
             )
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             wrong = int(ids.max()) if int(ids.max()) >= self.vocab_size else int(ids.min())
