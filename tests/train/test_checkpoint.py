@@ -306,3 +306,6 @@ def test_write_folder_replaces_and_reports(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_folder(target, lambda folder: 1 / 0)
     assert steps(target) == ["two"] and steps(tmp_path) == ["model"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match=r"model' could not be written: Not a directory"):
+        write_folder(tmp_path / "file" / "model", lambda folder: None)

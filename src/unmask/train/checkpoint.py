@@ -85,7 +85,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            write_folder(target, fill)
+            _write_folder(target, fill)
         except (OSError, SafetensorError, RunError) as error:
             last = max((c for c in self._complete() if c is not None), key=lambda c: c.step, default=None)
             rest = f"the last good one, '{last.folder}', is untouched" if last else "there is none from before"
@@ -197,7 +197,17 @@ def check(folder: Path) -> None:
 
 
 def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
-    """Make the folder `target` appear with all that `fill` writes into it, or not at all; what had its name before is replaced."""
+    """Make the folder `target` appear with all that `fill` writes into it, or not at all; what had its name before is replaced.
+
+    Raises: RunError when it cannot be written; what was there before is then as it was.
+    """
+    try:
+        _write_folder(target, fill)
+    except (OSError, shutil.Error) as error:
+        raise RunError(f"'{target}' could not be written: {reason(error)}; make room (or mend the folder), and try again") from error
+
+
+def _write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
     partial = target.with_name(f"{target.name}.partial")
     replaced = target.with_name(f"{target.name}.replaced")
     if partial.exists():
