@@ -1,0 +1,170 @@
+"""The command line around the verbs: help without weight, exit codes, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from unmask import cli, errors
+from unmask.cli import VERBS, main
+
+
+def unmask(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "unmask", *args], capture_output=True, text=True, check=False, env=environment)
+
+
+def code_of(args: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """Return a function that makes `unmask fail` a verb that raises what it is given."""
+
+    def make(error: BaseException | None) -> None:
+        def fail(times: int = 1) -> int:
+            """Fail."""
+            if error is not None:
+                raise error
+            return times
+
+        module = types.ModuleType("unmask.cli.failing")
+        module.fail = fail
+        monkeypatch.setitem(sys.modules, "unmask.cli.failing", module)
+        monkeypatch.setitem(VERBS, "fail", ("failing", "Fail."))
+
+    return make
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb_with_its_line(args, capsys):
+    assert code_of(args) == 0
+    out = capsys.readouterr().out
+    for name, (_, line) in VERBS.items():
+        assert any(row.split(None, 1) == [name, line] for row in out.splitlines()), name
+
+
+def test_nothing_at_all_shows_the_help_and_is_bad_input(capsys):
+    assert code_of([]) == 2
+    assert capsys.readouterr().out.startswith("Usage: unmask")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    import unmask as package
+
+    assert code_of(["--version"]) == 0
+    assert capsys.readouterr().out == f"unmask {package.__version__}\n"
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("pretain", "pretrain"), ("tokenize", "tokenizer"), ("Fill", "fill"), ("resum", "resume")])
+def test_an_unknown_verb_suggests_the_nearest(wrong, right, capsys):
+    assert code_of([wrong, "--help"]) == 2
+    assert capsys.readouterr().err == f"unmask: there is no verb '{wrong}'; did you mean '{right}'?\n"
+
+
+def test_a_verb_like_no_other_gets_the_list(capsys):
+    assert code_of(["xyzzy"]) == 2
+    assert capsys.readouterr().err == f"unmask: there is no verb 'xyzzy'; verbs: {', '.join(VERBS)}\n"
+
+
+def test_the_help_of_every_verb_loads_no_torch():
+    code = (
+        "import json, sys\n"
+        "from unmask.cli import VERBS, run\n"
+        "codes = {verb: run(verb, ['--help']) for verb in VERBS}\n"
+        "print(json.dumps([codes, sorted({'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules))]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    codes, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert codes == dict.fromkeys(VERBS, 0)
+    assert heavy == []
+    assert done.stdout.count("Usage: unmask ") == len(VERBS)
+    for verb in VERBS:
+        assert f"Usage: unmask {verb} " in done.stdout
+
+
+def test_an_error_is_a_line_and_no_traceback_unless_it_is_asked_for(tmp_path):
+    args = ["pack", str(tmp_path / "gone.txt"), "-o", str(tmp_path / "out"), "-t", str(tmp_path)]
+    done = unmask(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"unmask pack: there is no file or folder '{tmp_path / 'gone.txt'}'")
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    debug = unmask("--debug", *args)
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr and "DataError: there is no file or folder" in debug.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("a.b = 1"), 2),
+        (errors.MissingExtra("a.b = 1"), 2),
+        (errors.RunError("a.b = 1"), 1),
+        (errors.GateError("a.b = 1"), 3),
+    ],
+)
+def test_errors_end_with_their_exit_code(verb, capsys, error, code):
+    verb(error)
+    assert code_of(["fail"]) == code
+    assert capsys.readouterr() == ("", "unmask fail: a.b = 1\n")
+
+
+def test_debug_may_stand_anywhere(verb):
+    verb(errors.ConfigError("a.b = 1"))
+    for args in (["--debug", "fail"], ["fail", "--debug"]):
+        with pytest.raises(errors.ConfigError):
+            main(args)
+
+
+def test_an_interruption_ends_with_130(verb, capsys):
+    verb(KeyboardInterrupt())
+    assert code_of(["fail"]) == 130
+    assert capsys.readouterr().err in ("", "interrupted\n")
+
+
+def test_a_mistake_of_our_own_is_not_dressed_up_as_the_user_s(verb):
+    verb(ZeroDivisionError("oops"))
+    with pytest.raises(ZeroDivisionError):
+        main(["fail"])
+
+
+def test_what_a_verb_returns_is_the_exit_code(verb):
+    verb(None)
+    assert code_of(["fail", "--times", "3"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fail", "--tims", "3"], "No such option"),
+        (["fail", "--times", "many"], "Invalid value for '--times'"),
+        (["fail", "extra"], "unexpected extra argument"),
+        (["pack", "x.txt"], "Missing option '--out'"),
+    ],
+)
+def test_a_wrong_flag_is_bad_input_and_says_so(verb, capsys, args, message):
+    verb(None)
+    assert code_of(args) == 2
+    captured = capsys.readouterr()
+    assert message.lower() in captured.err.lower() and captured.out == ""
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = f"{sys.executable} -m unmask --help | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout == "U" and "Traceback" not in done.stderr
+
+
+def test_python_dash_m_is_the_same_command():
+    done = unmask("--version")
+    assert (done.returncode, done.stdout) == (0, f"unmask {cli.__version__}\n")
