@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
-    "Kind", "Specials", "describe", "load_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer", "word_starts", "word_table",
+    "Kind", "Specials", "describe", "frame", "load_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer", "word_starts", "word_table",
 ]  # fmt: skip
 
 _ROBERTA_NAMES = {"unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
@@ -199,6 +199,15 @@ def special_ids(tokenizer: Any) -> Specials:
         mask=tokenizer.mask_token_id, pad=tokenizer.pad_token_id, cls=tokenizer.cls_token_id, sep=tokenizer.sep_token_id,
         unk=tokenizer.unk_token_id, all=tuple(sorted(added | set(tokenizer.all_special_ids))),
     )  # fmt: skip
+
+
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after the content of a single text."""
+    encoding = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
+    inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    if not inside:
+        return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

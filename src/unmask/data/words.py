@@ -97,7 +97,8 @@ def _make_table(tokenizer: Any) -> WordTable | None:
     vocab = tokenizer.get_vocab()
     size = max(len(tokenizer), max(vocab.values(), default=-1) + 1)
     opens, first, last = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.uint8), np.zeros(size, dtype=np.uint8)
-    read = _reader(spec)
+    kind, mark = _marking(spec)
+    read = _reader(kind, mark)
     if read is None:
         return None
     special = set(tokenizer.all_special_ids) | {number for number, token in added.items() if token["special"]}
@@ -112,24 +113,67 @@ def _make_table(tokenizer: Any) -> WordTable | None:
     return WordTable(opens, first, last)
 
 
-def _reader(spec: dict[str, Any]) -> Any:
-    """Return the function token -> (opens, first, last) for the kind of tokenizer that a tokenizer.json describes."""
+def _marking(spec: dict[str, Any]) -> tuple[str, str]:
+    """Return how the vocabulary of a tokenizer.json marks words, with the mark: prefix, suffix, bytes, metaspace, words, or nothing."""
     model = spec["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece")
     around = json.dumps([spec["normalizer"], spec["pre_tokenizer"], spec["decoder"]])
-    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
     if kind == "WordLevel":
-        return lambda token: (True, CONTINUES, CONTINUES)
-    if prefix and kind in ("WordPiece", "BPE"):
-        return lambda token: (not token.startswith(prefix) or character_class(token[len(prefix) :][:1]) == ALONE, CONTINUES, CONTINUES)
-    if suffix:
-        # a word begins after a token that ends one
-        return lambda token: (False, LETTER, SPACE if token.endswith(suffix) else LETTER)
+        return "words", ""
+    if model.get("continuing_subword_prefix") and kind in ("WordPiece", "BPE"):
+        return "prefix", model["continuing_subword_prefix"]
+    if model.get("end_of_word_suffix"):
+        return "suffix", model["end_of_word_suffix"]
     if '"ByteLevel"' in around:
-        return _read_byte_level
+        return "bytes", "Ġ"
     if '"Metaspace"' in around or "\\u2581" in around or kind == "Unigram":
-        return _read_metaspace
-    return None
+        return "metaspace", "▁"
+    return "nothing", ""
+
+
+def _reader(kind: str, mark: str) -> Any:
+    """Return the function token -> (opens, first, last) for a way of marking words."""
+    if kind == "words":
+        return lambda token: (True, CONTINUES, CONTINUES)
+    if kind == "prefix":
+        return lambda token: (not token.startswith(mark) or character_class(token[len(mark) :][:1]) == ALONE, CONTINUES, CONTINUES)
+    if kind == "suffix":  # a word begins after a token that ends one
+        return lambda token: (False, LETTER, SPACE if token.endswith(mark) else LETTER)
+    return {"bytes": _read_byte_level, "metaspace": _read_metaspace}.get(kind)
+
+
+class Surfaces:
+    """Tells how tokens look in running text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.kind, self.mark = _marking(json.loads(tokenizer.backend_tokenizer.to_str()))
+        self.tokenizer = tokenizer
+        self.added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+
+    @property
+    def marks_spaces(self) -> bool:
+        """Whether the space before a word is part of its first token."""
+        return self.kind in ("bytes", "metaspace")
+
+    def text(self, number: int) -> tuple[str, bool]:
+        """Return a token's text without marks, and whether it is joined to what stands before it without a space."""
+        token = self.added.get(number) or self.tokenizer.convert_ids_to_tokens(number) or ""
+        if number in self.added:
+            return token.strip() or token, False
+        if self.kind == "prefix" and token.startswith(self.mark):
+            return token[len(self.mark) :], True
+        if self.kind == "suffix":
+            return token.removesuffix(self.mark), False
+        if self.kind == "bytes":
+            try:
+                token = bytes(_BYTES[char] for char in token).decode(errors="replace")
+            except KeyError:  # not made of byte characters
+                return token, False
+        elif self.kind == "metaspace":
+            token = token.replace("\u2581", " ")
+        else:
+            return token, False
+        return token[1:] if token.startswith(" ") and token != " " else token, not token.startswith(" ")
 
 
 def _read_metaspace(token: str) -> tuple[bool, int, int]:
