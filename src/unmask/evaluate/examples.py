@@ -1,0 +1,74 @@
+"""Sentences with a mask, taken from held-out text: chosen by a hash, never by how well a model fills them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..rng import rng
+
+if TYPE_CHECKING:
+    from ..tasks.fill import Filler
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_PLAIN = re.compile(r"[A-Z][A-Za-z ,'-]*\.")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+
+
+def sentences(texts: Iterable[tuple[str, str]], *, min_words: int = 5, max_words: int = 16) -> Iterator[tuple[str, str]]:
+    """Yield (document id, sentence) for the plain prose sentences of documents: words and commas, a capital first, a full stop last."""
+    for name, text in texts:
+        for sentence in _SENTENCE.split(text):
+            if min_words <= len(sentence.split()) <= max_words and _PLAIN.fullmatch(sentence):
+                yield name, sentence
+
+
+def masked_sentences(heldout: Path, tokenizer: Any, *, count: int = 12, seed: int = 0) -> list[dict[str, str]]:
+    """Return sentences of a heldout.jsonl with one word replaced by [MASK], and that word, which is one token of the tokenizer.
+
+    The sentences with the smallest keys are taken, no two beginning alike; the word is drawn by the same key.
+    """
+    known = tokenizer.get_vocab()
+    drawn: list[tuple[float, str, dict[str, str]]] = []
+    for name, sentence in sentences(_texts(heldout)):
+        words = [match for match in _WORD.finditer(sentence) if _is_one_token(match[0], tokenizer, known)]
+        if not words:
+            continue
+        random = rng(seed, "example", name, sentence)
+        key, word = float(random.random()), words[int(random.integers(len(words)))]
+        text = f"{sentence[: word.start()]}[MASK]{sentence[word.end() :]}"
+        drawn.append((key, sentence, {"text": text, "answer": word[0], "document": name}))
+    chosen: list[dict[str, str]] = []
+    beginnings: set[str] = set()
+    for _, sentence, item in sorted(drawn, key=lambda entry: entry[:2]):
+        beginning = " ".join(sentence.lower().split()[:2])
+        if beginning not in beginnings:
+            beginnings.add(beginning)
+            chosen.append(item)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def fill_examples(filler: Filler, items: list[dict[str, str]], *, top_k: int = 5) -> list[dict[str, Any]]:
+    """Return the items with what the model puts there: `candidates` of token and score."""
+    filled = filler.fill([item["text"] for item in items], top_k=top_k)
+    return [
+        {**item, "candidates": [{"token": candidate.token, "score": candidate.score} for candidate in (result[0] if len(result) else ())]}
+        for item, result in zip(items, filled, strict=True)
+    ]
+
+
+def _texts(heldout: Path) -> Iterator[tuple[str, str]]:
+    with open(heldout, encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            yield record["id"], record["text"]
+
+
+def _is_one_token(word: str, tokenizer: Any, known: dict[str, int]) -> bool:
+    pieces = tokenizer.tokenize(f" {word}")
+    return len(pieces) == 1 and pieces[0] in known and pieces[0] != tokenizer.unk_token
