@@ -52,8 +52,13 @@ extras = st.dictionaries(
     bare_keys, st.one_of(plain, st.lists(plain, max_size=3), st.dictionaries(bare_keys, plain, min_size=1, max_size=2)), max_size=3
 )
 inners = st.builds(
-    Inner, learning_rate=numbers, num_steps=st.none() | st.integers(-(2**63), 2**63 - 1), name=texts, shuffle=st.booleans(), kind=st.sampled_from(["linear", "cosine"])
-)  # fmt: skip
+    Inner,
+    learning_rate=numbers,
+    num_steps=st.none() | st.integers(-(2**63), 2**63 - 1),
+    name=texts,
+    shuffle=st.booleans(),
+    kind=st.sampled_from(["linear", "cosine"]),
+)
 outers = st.builds(
     Outer,
     title=st.none() | texts,
@@ -133,7 +138,7 @@ def test_overrides_are_read_as_toml_and_else_as_text(item, expected):
 
 @pytest.mark.parametrize("item", ["optim.learning_rate", "=3", "", " =3"])
 def test_an_override_without_a_key_or_a_value_shows_how_it_is_written(item):
-    with pytest.raises(ConfigError, match="is not of the form section.key=value"):
+    with pytest.raises(ConfigError, match=r"is not of the form section\.key=value"):
         parse_override(item)
 
 
@@ -213,7 +218,7 @@ def test_a_missing_field_is_an_error_of_the_settings():
     class Needs:
         output: str
 
-    with pytest.raises(ConfigError, match="the settings: Needs: .*output"):
+    with pytest.raises(ConfigError, match=r"the settings: Needs: .*output"):
         from_dict(Needs, {})
     assert from_dict(Needs, {"output": "x"}).output == "x"
 
