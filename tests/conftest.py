@@ -10,10 +10,10 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-SUBJECTS = "nurse doctor patient surgeon judge lawyer witness teacher student engineer farmer sailor painter baker".split()
-VERBS = "watches treats calls helps follows meets finds pays asks warns thanks trusts".split()
-PLACES = "hospital court school harbour market station garden library kitchen office village tower".split()
-TIMES = "today tomorrow often never again early late twice slowly quickly".split()
+SUBJECTS = ["nurse", "doctor", "patient", "surgeon", "judge", "lawyer", "witness", "teacher", "student", "engineer", "farmer", "sailor"]
+VERBS = ["watches", "treats", "calls", "helps", "follows", "meets", "finds", "pays", "asks", "warns", "thanks", "trusts"]
+PLACES = ["hospital", "court", "school", "harbour", "market", "station", "garden", "library", "kitchen", "office", "village", "tower"]
+TIMES = ["today", "tomorrow", "often", "never", "again", "early", "late", "twice", "slowly", "quickly"]
 
 
 def sentences(number: int, seed: int = 0) -> list[str]:
