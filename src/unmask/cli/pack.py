@@ -45,18 +45,17 @@ def pack(
 def summary(report: dict[str, Any], out: Path) -> str:
     """Return the report in a few lines."""
     documents, seconds = report["documents"], report["seconds"]
+    exact, near, empty = (documents[f"dropped_{why}"] for why in ("exact", "near", "empty"))
     lines = [
         f"read     {documents['read']:>12,} documents  {report['bytes_read'] / 1e6:,.1f} MB",
-        f"dropped  {documents['dropped_exact'] + documents['dropped_near'] + documents['dropped_empty']:>12,} documents  "
-        f"({documents['dropped_exact']:,} exact duplicates, {documents['dropped_near']:,} near-duplicates, {documents['dropped_empty']:,} empty)",
+        f"dropped  {exact + near + empty:>12,} documents  ({exact:,} exact duplicates, {near:,} near-duplicates, {empty:,} empty)",
     ]
     for side in ("train", "heldout"):
         if side in report:
             part = report[side]
-            unknown = f", {part['unknown'] / max(part['tokens'], 1):.3%} unknown"
-            lines.append(
-                f"{side:8} {part['documents']:>12,} documents  {part['tokens']:,} tokens ({part['bytes'] / max(part['tokens'], 1):.2f} bytes a token{unknown})"
-            )
+            tokens = max(part["tokens"], 1)
+            rates = f"{part['bytes'] / tokens:.2f} bytes a token, {part['unknown'] / tokens:.3%} unknown"
+            lines.append(f"{side:8} {part['documents']:>12,} documents  {part['tokens']:,} tokens ({rates})")
     lines += [f"skipped  {text}" for text in report["skipped"]]
     lines.append(f"{out} is ready after {seconds['total']:.1f} s; next: unmask pretrain --data {out}")
     return "\n".join(lines)

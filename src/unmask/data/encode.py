@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from .store import StoreWriter
 
 PART_CHARS = 1 << 16  # longer texts are encoded in parts, cut before spaces: an Encoding takes a hundred times its text's memory
-_SPACE = re.compile(r"\s")
+PARTS_AT_ONCE = 32
 
 Batch = tuple[str, list[str], list[str]]  # side, ids of the documents, texts
 Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids and word starts of documents end to end, lengths
@@ -59,33 +58,38 @@ class Encoder:
     def encode_all(self, batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], list[str], Tokens]]:
         """Yield each batch with its tokens; the next one is being encoded meanwhile."""
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-            waiting: tuple[Batch, list[int], Future[Any]] | None = None
-            for batch in batches:
-                parts, counts = _cut(batch[2])
-                ahead = pool.submit(self.backend.encode_batch_fast, parts, add_special_tokens=False)
+            waiting: tuple[_Group, Future[list[Any]]] | None = None
+            done: list[Tokens] = []
+            for group in chain(_groups(batches), [None]):
+                ahead = group and (group, pool.submit(self.backend.encode_batch_fast, group.parts, add_special_tokens=False))
                 if waiting is not None:
-                    yield *waiting[0], self._lay_out(waiting[1], waiting[2].result())
-                waiting = batch, counts, ahead
-            if waiting is not None:
-                yield *waiting[0], self._lay_out(waiting[1], waiting[2].result())
+                    before, future = waiting
+                    done.append(self._lay_out(future.result()))
+                    del future
+                    waiting = None  # the encodings are large: let go of them before the next ones are here
+                    if before.last:
+                        yield *before.batch, self._join(done, before.counts)
+                        done = []
+                waiting = ahead
 
-    def encode(self, texts: list[str]) -> Tokens:
-        """Return the tokens of texts."""
-        parts, counts = _cut(texts)
-        return self._lay_out(counts, self.backend.encode_batch_fast(parts, add_special_tokens=False))
-
-    def _lay_out(self, counts: list[int], encodings: list[Any]) -> Tokens:
+    def _lay_out(self, encodings: list[Any]) -> Tokens:
+        """Return the tokens of encodings; the word starts only where the vocabulary does not tell them."""
         ids = [encoding.ids for encoding in encodings]
-        part_lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        total = int(part_lengths.sum())
-        flat = np.fromiter(chain.from_iterable(ids), np.uint32, total)
-        lengths = part_lengths if len(counts) == len(ids) else np.add.reduceat(part_lengths, np.cumsum([0, *counts[:-1]]))
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum()))
+        if self.words is not None:
+            return flat, np.zeros(0, bool), lengths
+        from .tokenizer import word_starts
+
+        return flat, np.concatenate([np.zeros(0, bool), *word_starts(self.tokenizer, encodings)]), lengths
+
+    def _join(self, groups: list[Tokens], counts: list[int]) -> Tokens:
+        """Return the tokens of a batch from those of its groups of parts; `counts` says how many parts each document has."""
+        flat, starts, lengths = groups[0] if len(groups) == 1 else (np.concatenate([group[i] for group in groups]) for i in range(3))
+        if len(counts) != len(lengths):
+            lengths = np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]]))
         if self.words is not None:
             starts = self.words.starts(flat, np.cumsum(lengths) - lengths)
-        else:
-            from .tokenizer import word_starts
-
-            starts = np.concatenate([np.zeros(0, bool), *word_starts(self.tokenizer, encodings)])
         return flat, starts, lengths
 
     def count(self, side: str, tokens: Tokens, sizes: np.ndarray) -> None:
@@ -95,6 +99,25 @@ class Encoder:
         totals["bytes"] += int(sizes.sum())
         totals["tokens"] += len(tokens[0])
         totals["unknown"] += int((tokens[0] == self.unk).sum()) if self.unk is not None else 0
+
+
+class _Group(NamedTuple):
+    """What is encoded in one call: a batch, or a stretch of the parts of one that holds very long documents."""
+
+    batch: Batch
+    counts: list[int]
+    parts: list[str]
+    last: bool
+
+
+def _groups(batches: Iterable[Batch]) -> Iterator[_Group]:
+    for batch in batches:
+        parts, counts = _cut(batch[2])
+        if parts is batch[2]:
+            yield _Group(batch, counts, parts, True)
+            continue
+        for first in range(0, len(parts), PARTS_AT_ONCE):
+            yield _Group(batch, counts, parts[first : first + PARTS_AT_ONCE], first + PARTS_AT_ONCE >= len(parts))
 
 
 def _cut(texts: list[str]) -> tuple[list[str], list[int]]:
@@ -107,10 +130,9 @@ def _cut(texts: list[str]) -> tuple[list[str], list[int]]:
         before = len(parts)
         start = 0
         while len(text) - start > PART_CHARS:
-            found = None
-            for found in _SPACE.finditer(text, start + PART_CHARS // 2, start + PART_CHARS):
-                pass
-            end = found.start() if found is not None else start + PART_CHARS
+            low, high = start + PART_CHARS // 2, start + PART_CHARS
+            end = max(text.rfind(" ", low, high), text.rfind("\n", low, high))
+            end = end if end > 0 else high
             parts.append(text[start:end])
             start = end
         parts.append(text[start:])

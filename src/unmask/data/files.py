@@ -26,7 +26,8 @@ MAGIC = (
     (b"%PDF", "a PDF file"), (b"PK\x03\x04", "a ZIP archive (or an office document)"), (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"), (b"\x1f\x8b", "gzip data (name it *.gz)"),
     (b"\x28\xb5\x2f\xfd", "zstandard data (name it *.zst)"), (b"PAR1", "a Parquet file (use --format parquet)"),
-    (b"\x7fELF", "a program"), (b"ARROW1", "an Arrow file"), (b"SQLite format 3", "a SQLite database"), (b"BZh", "bzip2 data (name it *.bz2)"),
+    (b"\x7fELF", "a program"), (b"ARROW1", "an Arrow file"), (b"SQLite format 3", "a SQLite database"),
+    (b"BZh", "bzip2 data (name it *.bz2)"),
 )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
             wide = name.replace("_", "-").lower().startswith(("utf-16", "utf-32", "utf16", "utf32"))
             if not wide and (at := block.find(b"\0")) >= 0:
                 raise DataError(
-                    f"{path} is not text: a NUL at {where} {at:,}{_looks_like(block)}; give text files, or --encoding utf-16 if that is what it is"
+                    f"{path} is not text: a NUL at {where} {at:,}{_looks_like(block)}; "
+                    "give text files, or --encoding utf-16 if that is what it is"
                 )
         pending = len(decoder.getstate()[0])
         try:

@@ -8,7 +8,7 @@ Source: Broder 1997 (MinHash), Dahlgaard et al. 2017 (the sketch of the library 
 from __future__ import annotations
 
 import contextlib
-import re
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,6 @@ SEGMENT_BYTES = 1 << 20  # text is hashed in pieces of this size, so that a docu
 KEYS_IN_MEMORY = 1 << 19
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses modulo 2^64
-_CUT = re.compile(rb"[\x00-\x7f]")
 
 
 def band_keys(texts: Sequence[str]) -> np.ndarray:
@@ -44,59 +43,61 @@ def shingle_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
     A word is a run of letters and digits, without regard to the case of ASCII letters; in scripts written without spaces, a character.
     """
-    data = [text.encode("utf-8") for text in texts]
-    words, num_words = _words(data)
-    width = np.clip(num_words, 1, SHINGLE_WORDS)  # a shorter document is one shingle
-    counts = np.maximum(num_words - SHINGLE_WORDS + 1, 1)
-    starts = np.cumsum(num_words) - num_words
-    ends = np.cumsum(counts)
-    first = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-    widths = np.repeat(width, counts)
-    padded = np.concatenate([words, np.zeros(SHINGLE_WORDS, np.uint64)])
-    hashes = np.zeros(len(first), np.uint64)
-    for place in range(SHINGLE_WORDS):
-        word = padded[first + place]
-        hashes = hashes * np.uint64(_BASE) + np.where(widths > place, word, np.uint64(0))
-    for index in np.flatnonzero(num_words == 0):  # nothing but marks: its bytes are its only shingle
-        hashes[ends[index] - 1] = _one_hash(data[index])
-    return _mix(hashes), counts
+    found: list[np.ndarray] = []
+    counts: list[np.ndarray] = []
+    for group in _segments(texts):
+        if len(group) == 1 and len(group[0]) > SEGMENT_BYTES:  # one long document, in pieces
+            words = np.concatenate([_word_hashes([piece])[0] for piece in _pieces(group[0])])
+            num_words = np.array([len(words)])
+        else:
+            words, num_words = _word_hashes(group)
+        hashes, num = _shingles(words, num_words)
+        for index in np.flatnonzero(num_words == 0):  # nothing but marks: its bytes are its only shingle
+            hashes[num[: index + 1].sum() - 1] = _hash_of(group[index])
+        found.append(hashes)
+        counts.append(num)
+    return np.concatenate(found), np.concatenate(counts)
 
 
-def _one_hash(data: bytes) -> np.uint64:
-    import hashlib
-
-    return np.frombuffer(hashlib.blake2b(data, digest_size=8).digest(), np.uint64)[0]
-
-
-def _words(data: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of the words of documents laid end to end, and how many words each has."""
-    hashes, counts = [np.zeros(0, np.uint64)], np.zeros(len(data), np.int64)
-    group: list[int] = []
+def _segments(texts: Sequence[str]) -> Iterator[list[bytes]]:
+    """Yield texts in UTF-8, as many together as SEGMENT_BYTES holds; a longer one comes alone."""
+    group: list[bytes] = []
     size = 0
-    for index, text in enumerate(data):
-        if len(text) > SEGMENT_BYTES:
-            for piece in _pieces(text):
-                if group:
-                    found, num = _word_hashes([data[i] for i in group])
-                    hashes.append(found)
-                    counts[group] = num
-                    group, size = [], 0
-                found, num = _word_hashes([piece])
-                hashes.append(found)
-                counts[index] += num[0]
-            continue
-        if size + len(text) > SEGMENT_BYTES and group:
-            found, num = _word_hashes([data[i] for i in group])
-            hashes.append(found)
-            counts[group] = num
+    for text in texts:
+        data = text.encode("utf-8")
+        if group and size + len(data) > SEGMENT_BYTES:
+            yield group
             group, size = [], 0
-        group.append(index)
-        size += len(text) + 1
-    if group:
-        found, num = _word_hashes([data[i] for i in group])
-        hashes.append(found)
-        counts[group] = num
-    return np.concatenate(hashes), counts
+        group.append(data)
+        size += len(data) + 1
+    yield group
+
+
+def _shingles(words: np.ndarray, num_words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of every SHINGLE_WORDS words in a row within documents, and how many each has; a short document is one."""
+    counts = np.maximum(num_words - SHINGLE_WORDS + 1, 1)
+    if len(num_words) == 1 and num_words[0] >= SHINGLE_WORDS:
+        hashes = np.empty(counts[0], np.uint64)
+        for low in range(0, len(hashes), SEGMENT_BYTES):
+            some = words[low : low + SEGMENT_BYTES + SHINGLE_WORDS - 1]
+            hashes[low : low + SEGMENT_BYTES] = _polynomial([some[i : len(some) - SHINGLE_WORDS + 1 + i] for i in range(SHINGLE_WORDS)])
+        return hashes, counts
+    starts, ends = np.cumsum(num_words) - num_words, np.cumsum(counts)
+    first = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    widths = np.repeat(np.clip(num_words, 1, SHINGLE_WORDS), counts)
+    padded = np.concatenate([words, np.zeros(SHINGLE_WORDS, np.uint64)])
+    return _polynomial([np.where(widths > i, padded[first + i], np.uint64(0)) for i in range(SHINGLE_WORDS)]), counts
+
+
+def _polynomial(words: list[np.ndarray]) -> np.ndarray:
+    hashes = words[0]
+    for word in words[1:]:
+        hashes = hashes * np.uint64(_BASE) + word
+    return _mix(hashes)
+
+
+def _hash_of(data: bytes) -> np.uint64:
+    return np.frombuffer(hashlib.blake2b(data, digest_size=8).digest(), np.uint64)[0]
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
@@ -162,7 +163,7 @@ class KeyIndex:
     def __init__(self, folder: Path, num_columns: int, *, keys_in_memory: int = KEYS_IN_MEMORY) -> None:
         folder.mkdir(parents=True)
         self.folder, self.keys_in_memory, self.num_rows = folder, keys_in_memory, 0
-        self._files = [open(folder / f"column-{column:02d}", "wb") for column in range(num_columns)]  # noqa: SIM115  (closed by finish)
+        self._files = [open(folder / f"column-{column:02d}", "wb") for column in range(num_columns)]
 
     def add(self, keys: np.ndarray) -> None:
         """Append rows. Shapes: (rows, columns) uint64."""

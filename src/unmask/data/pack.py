@@ -66,7 +66,8 @@ def pack(
 ) -> dict[str, Any]:
     """Pack a corpus into the folder `out` and return its report; `tokenizer` is one, or its name or folder; `reading` goes to `read`.
 
-    Near-duplicates are never on both sides of the split: with dedup="near" only the first is kept; else a document that has one is not held out.
+    Near-duplicates are never on both sides of the split: with dedup="near" only the first is kept; else a document that has one
+    is not held out.
     A file that cannot be read ends the pack, unless `skip_bad`. The folder appears when everything is in it.
     Raises: DataError, TokenizerError; StoreError where `out` exists and not `overwrite`; RunError when the disk is full.
     """
@@ -283,7 +284,8 @@ def _too_small(side: str, num_documents: int, held_out: float, counts: Counts) -
     what = f"{num_documents:,} document{'s' * (num_documents != 1)}"
     if side == "train":
         return DataError(
-            f"a corpus of {what} is too small to split: with held_out = {held_out:g} nothing is left to train on; lower --held-out, or give more text"
+            f"a corpus of {what} is too small to split: with held_out = {held_out:g} nothing is left to train on; "
+            "lower --held-out, or give more text"
         )
     if counts.smallest >= 1:
         return DataError(
@@ -292,6 +294,6 @@ def _too_small(side: str, num_documents: int, held_out: float, counts: Counts) -
     share = math.ceil(counts.smallest * 1000 + 1e-9) / 1000
     hint = f"hold out more (--held-out {share:g} holds out one), " if num_documents > 1 and share < 1 else ""
     return DataError(
-        f"a corpus of {what} is too small to split: with held_out = {held_out:g} none is held out; {hint}hold out none (--held-out 0), give more text, "
-        "or split what there is into more documents (--layout line)"
+        f"a corpus of {what} is too small to split: with held_out = {held_out:g} none is held out; "
+        f"{hint}hold out none (--held-out 0), give more text, or split what there is into more documents (--layout line)"
     )

@@ -36,7 +36,8 @@ SKIPPED_SECTIONS = {
 }
 NAMED_SECTIONS = {
     "parameters", "other parameters", "returns", "yields", "raises", "attributes", "warns", "receives", "keyword arguments",
-    "args", "arguments", "keyword args", "return", "yield", "inputs", "outputs", "shape", "params", "kwargs", "properties", "class attributes",
+    "args", "arguments", "keyword args", "return", "yield", "inputs", "outputs", "shape", "params", "kwargs", "properties",
+    "class attributes",
 }  # fmt: skip
 RULE = re.compile(r"\s*([=\-~^\"'`#*+.:_])\1{2,}\s*")
 DIRECTIVE = re.compile(r"(\s*)\.\.\s+(?:\|[^|]+\|\s*)?([\w:.-]+?)::(.*)")

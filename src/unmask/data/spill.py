@@ -19,7 +19,7 @@ class Spill:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "wb")  # noqa: SIM115  (closed by finish)
+        self._file = open(path, "wb")
         self._stream = pa.ipc.new_stream(self._file, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False))
 
     def add(self, texts: Sequence[str], documents: Sequence[Document]) -> None:

@@ -236,7 +236,8 @@ def _row(row: Any, where: str, number: str, source: Source, options: Options) ->
         return None
     if not isinstance(text, str):
         raise DataError(
-            f"{where}: the column '{options.text_column}' holds {str(text)[:40]!r} ({type(text).__name__}), not text; name another: --text-column"
+            f"{where}: the column '{options.text_column}' holds {str(text)[:40]!r} ({type(text).__name__}), not text; "
+            "name another: --text-column"
         )
     meta = {key: value for key, value in row.items() if key != options.text_column}
     if options.id_column is None:
@@ -328,7 +329,8 @@ def _csv(source: Source, options: Options) -> Iterator[Document]:
                     continue
             if len(row) != len(header):
                 raise DataError(
-                    f"{where}: {len(row)} columns where there should be {len(header)} ({', '.join(header)}); a separator or quote is missing or too many"
+                    f"{where}: {len(row)} columns where there should be {len(header)} ({', '.join(header)}); "
+                    "a separator or quote is missing or too many"
                 )
             if document := _row(dict(zip(header, row, strict=True)), where, number, source, options):
                 yield document
