@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from ..model.heads import forward_packed
 from ..model.load import save_model
 from ..rng import rng
 from . import optim
-from .checkpoint import Checkpoint, Checkpoints
+from .card import model_card
+from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
+from .compiling import compile_layers
 from .heldout import heldout
 from .loop import Step, TrainState, train
 from .loss import masked_loss_sum
@@ -74,7 +78,7 @@ class Session:
         self.state = TrainState(setup.model, optimizers, steps_per_epoch=setup.loader.steps_per_epoch(0))
         counts = token_counts(setup.store, setup.loader.packer.vocabulary.size)
         self.plateau = Plateau(entropy(counts), warmup_ratio=self.recipe.optim.warmup_ratio)
-        write_text(folder / "config.toml", self.recipe.to_toml())
+        self.step_loss = step_loss_of(setup)
         self.info: dict[str, Any] = {}  # what a checkpoint says beside the counters of the state
         self.metrics: dict[str, Any] | None = None  # of the last evaluation
         if found is not None:
@@ -82,17 +86,24 @@ class Session:
         self.last_save = self.last_evaluation = self.now()
         self.log = RunLog(folder, step=self.state.step, config=self.config)
         self.stop = StopRequest()
+        compiled = compile_layers(self.config.compile, setup.model, self.try_backward, self.log.notice)
+        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(self.config, compile=compiled))
+        write_text(folder / "config.toml", self.recipe.to_toml())
         if found is None and setup.eval_batches:
             self.info = {"start": self.evaluate(), "unigram": unigram(counts, setup.eval_batches)}
 
     def run(self) -> Run:
         """Train to the end or to an interruption, finish, and return the run."""
         with StopRequest() as self.stop, prefetch(self.setup.loader, self.state.step, self.probability_of) as batches:
-            train(self.state, batches, step_loss_of(self.setup), self.recipe, self.on_step)
+            train(self.state, batches, self.step_loss, self.recipe, self.on_step)
         if self.state.progress(self.config) < 1:
             self.log.notice(f"interrupted at step {self.state.step}, with a checkpoint; go on with: unmask resume {self.folder}")
             return Run(self.folder, self.metrics or {}, self.state.step, interrupted=True)
         return Run(self.folder, self.finish(), self.state.step)
+
+    def try_backward(self) -> None:
+        """Run a forward and a backward pass of the next step."""
+        self.step_loss(self.setup.model, self.setup.loader.batch(self.state.step)[0]).backward()
 
     def probability_of(self, step: int) -> float | None:
         """Return the mask rate of a step, where it follows a schedule.
@@ -133,11 +144,7 @@ class Session:
 
     def evaluate(self) -> dict[str, Any]:
         """Return the model's numbers on the frozen masks of the held-out text."""
-        self.setup.model.eval()
-        try:
-            metrics = heldout(self.setup.model, self.setup.eval_batches, self.setup.precision)
-        finally:
-            self.setup.model.train()
+        metrics = heldout(self.setup.model, self.setup.eval_batches, self.setup.precision)
         self.last_evaluation = self.now()
         self.log.write({"event": "heldout", "step": self.state.step, **metrics})
         return metrics
@@ -165,9 +172,9 @@ class Session:
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.setup.device)
         info = {name: getattr(state, name) for name in COUNTERS}
         info |= {"progress": state.progress(self.config), "session": self.info}
-        if self.metrics is not None and self.last_evaluation[0] == state.step:
-            info["heldout"] = self.metrics
-        self.checkpoints.save(state.step, lambda folder: save_model(state.model, self.setup.tokenizer, folder), tensors, info)
+        info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
+        loss = info["heldout"]["masked_loss"] if info["heldout"] else None
+        self.checkpoints.save(state.step, lambda folder: save_model(state.model, self.setup.tokenizer, folder), tensors, info, loss=loss)
         self.last_save = self.now()
 
     def restore(self, found: Checkpoint) -> None:
@@ -192,11 +199,12 @@ class Session:
         if chosen is None:
             raise CheckpointError(f"there is no sound checkpoint in '{self.checkpoints.folder}', so no model to finish with")
         start = "untrained" if self.recipe.base_model is None else "before"
-        metrics: dict[str, Any] = {**chosen.info.get("heldout", {})}
+        metrics: dict[str, Any] = dict(chosen.info["heldout"] or {})
         if metrics:
             metrics |= {"masks_fingerprint": self.setup.masks_fingerprint, "unigram": self.info["unigram"], start: self.info["start"]}
         metrics |= {"step": chosen.step, **{name: getattr(self.state, name) for name in ("tokens", "seconds")}, "last_step": self.state.step}
-        chosen.export(self.folder / "model", card=model_card(self.recipe, metrics, self.setup))
+        card = model_card(self.recipe, metrics, self.setup)
+        write_folder(self.folder / "model", lambda folder: export(chosen, folder, card))
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         self.log.write({"event": "end", "step": self.state.step, "chosen": chosen.step})
         return metrics
@@ -212,6 +220,14 @@ def step_loss_of(setup: Setup) -> Callable[[Any, PackedBatch], Tensor]:
         return masked_loss_sum(logits, batch.labels)
 
     return step_loss
+
+
+def export(checkpoint: Checkpoint, folder: Path, card: str) -> None:
+    """Copy a checkpoint's model, without what only training needs, into a folder with a model card."""
+    for path in checkpoint.folder.iterdir():
+        if path.name not in (TENSORS, INFO, MANIFEST, COMPLETE):
+            shutil.copyfile(path, folder / path.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,10 +17,11 @@ from ..data.masking import MaskingConfig
 from ..data.store import TokenStore
 from ..data.tokenizer import Specials, load_tokenizer, special_ids, tokenizer_hash
 from ..errors import CheckpointError, ConfigError, DataError
-from ..model.load import build_model, check_fit, load_model, position_offset
+from ..model.load import build_model, check_fit, check_folder, load_model, position_offset
 from ..model.memory import tune_allocator
 from .precision import Precision, choose
 from .recipe import Recipe
+from .trackers import check as check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -107,6 +108,9 @@ def check_early(recipe: Recipe) -> None:
     data = recipe.data
     if not data.sources:
         raise ConfigError("no text is named: give --data FILES, or a packed corpus (data.sources in a recipe)")
+    if recipe.base_model is not None:
+        check_folder(recipe.base_model)
+    check_trackers(recipe.train.trackers)
     if data.max_length < 8:
         raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
     if data.batch_tokens < data.max_length:

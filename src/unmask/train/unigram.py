@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.batch import PackedBatch
 from ..data.store import TokenStore
+from .heldout import numbers
 
 NEAR = 0.97  # a loss above this share of the unigram loss is on the plateau
 PATIENCE = 0.2  # share of the budget before which nothing is said
@@ -41,16 +42,13 @@ def unigram(counts: np.ndarray, batches: Iterable[PackedBatch]) -> dict[str, Any
     """Return the held-out numbers of the baseline that predicts every masked token by add-one frequencies of the training text."""
     log_probs = np.log(counts + 1.0) - math.log(float(counts.sum()) + len(counts))
     most_frequent = int(counts.argmax())
-    total = right = number = 0.0
+    loss, right, number = 0.0, 0, 0
     for batch in batches:
         labels = batch.labels.cpu().numpy()
-        total -= float(log_probs[labels].sum())
-        right += float((labels == most_frequent).sum())
+        loss -= float(log_probs[labels].sum())
+        right += int((labels == most_frequent).sum())
         number += len(labels)
-    loss = total / number
-    return {
-        "masked_loss": loss, "masked_perplexity": math.exp(loss), "masked_accuracy": right / number, "num_masked_tokens": int(number)
-    }  # fmt: skip
+    return numbers(loss, right, number)
 
 
 class Plateau:
