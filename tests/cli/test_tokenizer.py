@@ -9,7 +9,10 @@ import pytest
 from unmask.cli import main
 from unmask.data.tokenizer import load_tokenizer
 
-WORDS = ["The judge", "A patient", "Our court", "An array", "This list", "No value"], ["returns", "holds", "reads", "isn't", "denied", "has 12"]
+WORDS = (
+    ["The judge", "A patient", "Our court", "An array", "This list", "No value"],
+    ["returns", "holds", "reads", "isn't", "denied", "has 12"],
+)
 
 
 def run(*args, code=0):
@@ -27,7 +30,8 @@ def corpus(tmp_path):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_train_and_compare(corpus, tmp_path, capsys, kind):
-    run(corpus, "-o", tmp_path / "tok", "--kind", kind, "--vocab-size", 290, "--held-out", 0.2, "--special-token", "[DOC]", "--layout", "line", "--json")
+    options = ["--vocab-size", 290, "--held-out", 0.2, "--special-token", "[DOC]", "--layout", "line", "--json"]
+    run(corpus, "-o", tmp_path / "tok", "--kind", kind, *options)
     first = json.loads(capsys.readouterr().out)
     assert first["train_documents"] + first["heldout_documents"] == 216 and 20 < first["heldout_documents"] < 70
     (row,) = first["tokenizers"]
@@ -46,7 +50,7 @@ def test_the_held_out_documents_are_not_trained_on(corpus, tmp_path, capsys):
 
     lines = [f"{'x' * 30}{word} zq{number}" for number, word in enumerate("abcdefghijklmnopqrst" * 10)]
     corpus.write_text("\n".join(lines), encoding="utf-8")
-    run(corpus, "-o", tmp_path / "tok", "--kind", "wordpiece", "--vocab-size", 2000, "--held-out", 0.5, "--min-frequency", 1, "--layout", "line")
+    run(corpus, "-o", tmp_path / "tok", "--vocab-size", 2000, "--held-out", 0.5, "--min-frequency", 1, "--layout", "line")
     tokenizer = load_tokenizer(tmp_path / "tok")
     sides = {side: [line for line in lines if split_of(line, 0.5) == side] for side in ("train", "heldout")}
     assert all(len(sides[side]) > 60 for side in sides)

@@ -19,7 +19,8 @@ from unmask.errors import TokenizerError
 KINDS = ["wordpiece", "bpe", "unigram"]
 SUBJECTS = ["The doctor", "A patient", "The old court", "Our judge", "Ünsere Straße", "The function", "An array", "Каждый врач"]
 VERBS = ["returns", "examined", "doesn't decide", "has read", "überprüft", "isn't writing", "прочитал"]
-OBJECTS = ["the report (2017).", "3 new values, 40% of 1234!", "a list of arrays.", "naïve cafés.", "「東京」の天気。", "ภาษาไทย 25.", "книгу\u200cздесь."]
+OBJECTS = ["the report (2017).", "3 new values, 40% of 1234!", "a list of arrays.", "naïve cafés."]
+OBJECTS += ["「東京」の天気。", "ภาษาไทย 25.", "книгу\u200cздесь."]
 TEXTS = [f"{s} {v} {o}" for s in SUBJECTS for v in VERBS for o in OBJECTS]
 HARD = "The doctor, isn't  he (2017)? naïve-café 東京の天気 ภาษาไทย книгу здесь!! \t 😀 end."
 

@@ -20,12 +20,12 @@ AROUND = 36  # characters of text shown on each side of a filled mask
 def fill(
     model: Annotated[str, typer.Argument(help="A model folder or a Hub id.")],
     text: Annotated[list[str] | None, typer.Argument(help="Texts with masks: [MASK], <mask> or ___.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="A file of texts, one a line or in a column; '-' for standard input.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A file of texts, one a line; '-' is standard input.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Candidates a mask.")] = 5,
     text_column: Annotated[str, typer.Option(help="The column that holds the text, in files that have columns.")] = "text",
     format: Annotated[str | None, typer.Option(help="txt, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of text files.")] = "utf-8",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of text that the model sees; by default all that it has positions for.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens that the model sees; by default all that fit.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a text.")] = False,
@@ -57,15 +57,16 @@ def fill(
     if text and len(text) == 1 and not data:
         _show(filler.fill(text[0], top_k=top_k), None, as_json)
         return
-    num_failed = number = 0
-    for number, result in enumerate(filler.stream(texts(), top_k=top_k), start=1):
+    num_texts = num_failed = 0
+    for result in filler.stream(texts(), top_k=top_k):
         name = ids.popleft()
+        num_texts += 1
         num_failed += result.error is not None
         _show(result, name, as_json)
     if num_failed:
-        print(f"{num_failed:,} of {number:,} texts could not be filled", file=sys.stderr)
-    if num_failed == number:
-        raise TaskError("no text could be filled" if number else f"there is no text in {', '.join(data or [])}")
+        print(f"{num_failed:,} of {num_texts:,} texts could not be filled", file=sys.stderr)
+    if num_failed == num_texts:
+        raise TaskError("no text could be filled" if num_texts else f"there is no text in {', '.join(data or [])}")
 
 
 def _show(result: "Filled", name: str | None, as_json: bool) -> None:

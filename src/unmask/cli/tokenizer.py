@@ -19,17 +19,19 @@ COLUMNS = {
 
 
 def tokenizer(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, '-' (standard input), 'python-docs' or 'hub:NAME[:config][@revision]'.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to make; without it, only --compare's tokenizers are described.")] = None,
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, '-' (standard input), 'python-docs' or 'hub:NAME[:config][@revision]'.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to make; without it --compare's are described.")] = None,
     kind: Annotated[str, typer.Option(help="wordpiece, bpe (byte-level) or unigram.")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary, special tokens included.")] = 16_000,
-    lowercase: Annotated[bool | None, typer.Option("--lowercase/--cased", help="Lower all text; by default wordpiece does, the others do not.")] = None,
+    lowercase: Annotated[bool | None, typer.Option("--lowercase/--cased", help="Lower all text; by default only wordpiece.")] = None,
     strip_accents: Annotated[bool, typer.Option("--strip-accents", help="Take accents and other marks off letters.")] = False,
     digits: Annotated[str, typer.Option(help="whole: numbers are words like others; single: every digit is a token.")] = "whole",
-    special_token: Annotated[list[str] | None, typer.Option(help="A special token beside [PAD] [UNK] [CLS] [SEP] [MASK]; may be repeated.")] = None,
+    special_token: Annotated[list[str] | None, typer.Option(help="One more special token; may be repeated.")] = None,
     min_frequency: Annotated[int, typer.Option(help="How often a pair must be seen to be joined (wordpiece and bpe).")] = 2,
     max_length: Annotated[int, typer.Option(help="The model_max_length to save.")] = 512,
-    compare: Annotated[list[str] | None, typer.Option(help="A tokenizer to measure beside it (folder, vocab.txt, Hub id); may be repeated.")] = None,
+    compare: Annotated[list[str] | None, typer.Option(help="A tokenizer to measure beside it; may be repeated.")] = None,
     held_out: Annotated[float, typer.Option(help="The share of documents kept from training to measure on.")] = 0.05,
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
@@ -137,6 +139,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells.append([row["name"], *(form.format(row[key]) if row[key] is not None else "-" for key, (_, form) in COLUMNS.items())])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
         for line in cells
     )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
-    "Kind", "Specials", "describe", "frame", "load_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer", "word_starts", "word_table",
+    "Kind", "Specials", "describe", "frame", "load_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer", "word_starts",
+    "word_table",
 ]  # fmt: skip
 
 _ROBERTA_NAMES = {"unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
@@ -35,7 +36,7 @@ _KNOWN = {
 def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a folder, a Hub id, or a bare vocab.txt, tokenizer.json or vocab.json with merges.txt beside it.
 
-    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured; no code of a repository is run. Truncation and padding that were saved with it are off.
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured; no code of a repository is run. Saved truncation and padding are off.
     Raises: TokenizerError where there is none, or it lacks a token that masked language models need.
     """
     name = str(name_or_path)
@@ -45,7 +46,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
     elif path.is_dir():
         tokenizer = _load_folder(path)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip() or name.endswith((".txt", ".json")):
-        raise TokenizerError(f"there is no file or folder '{name}'; name a tokenizer's folder, its vocab.txt or tokenizer.json, or a Hub id")
+        raise TokenizerError(f"there is no file or folder '{name}'; name a tokenizer's folder, vocab.txt or tokenizer.json, or a Hub id")
     else:
         tokenizer = _load_auto(name, revision)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -224,7 +225,7 @@ def _without_none(value: Any) -> Any:
 
 
 def describe(tokenizer: Any, texts: Iterable[str]) -> dict[str, Any]:
-    """Return how a tokenizer does on texts: fertility (pieces per whitespace word), unknown_rate, bytes_per_token, round_trip and the counts.
+    """Return how a tokenizer does on texts: fertility (pieces per whitespace word), unknown_rate, bytes_per_token, round_trip, counts.
 
     `round_trip` is the share of texts that decoding gives back, whitespace and what the normaliser takes away aside.
     """

@@ -99,7 +99,8 @@ def _untrained(
     if kind == "wordpiece":
         backend = Tokenizer(models.BPE())
         steps.append(normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents))
-        backend.pre_tokenizer = pre_tokenizers.Sequence([_bert_words(digits), pre_tokenizers.Metaspace(prepend_scheme="always", split=False)])
+        mark = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([_bert_words(digits), mark])
         trainer = trainers.BpeTrainer(min_frequency=min_frequency, special_tokens=_special(names, kind), **common)
         backend.normalizer = normalizers.Sequence(steps)
         return backend, trainer
@@ -112,8 +113,8 @@ def _untrained(
         split = pre_tokenizers.Split(Regex(_BPE_PATTERN.replace("NUM", number)), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         backend.decoder = decoders.ByteLevel()
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(min_frequency=min_frequency, special_tokens=_special(names, kind), initial_alphabet=alphabet, **common)
+        common |= {"min_frequency": min_frequency, "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet())}
+        trainer = trainers.BpeTrainer(special_tokens=_special(names, kind), **common)
     else:
         backend = Tokenizer(models.Unigram())
         steps.append(normalizers.Replace(Regex(r"\s+"), " "))

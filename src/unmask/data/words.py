@@ -55,8 +55,8 @@ class WordTable:
 def word_starts(tokenizer: PreTrainedTokenizerBase, encodings: Iterable[Any]) -> list[np.ndarray]:
     """Return for every text a bool array that is True where a token begins a word.
 
-    `encodings` are what `encode_batch` returns, a BatchEncoding, or plain lists of ids. A run of letters is a word, so is a run of digits and
-    a run of punctuation; in scripts without spaces every piece is one.
+    `encodings` are what `encode_batch` returns, a BatchEncoding, or plain lists of ids. A run of letters is a word, so is a run of
+    digits or of punctuation; in scripts without spaces every piece is one.
     """
     items: Sequence[Any] = getattr(encodings, "encodings", None) or list(encodings)
     table = word_table(tokenizer)
