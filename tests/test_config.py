@@ -110,6 +110,14 @@ def test_merging_goes_table_by_table_and_replaces_lists():
     assert nest("a.b.c", 1) == {"a": {"b": {"c": 1}}}
 
 
+def test_what_was_merged_in_is_not_changed_by_what_comes_on_top():
+    defaults, into = {"a": {"b": 1, "c": {"d": 2}}}, {}
+    merge(into, defaults)
+    merge(into, {"a": {"b": 3, "c": {"d": 4}}})
+    assert into == {"a": {"b": 3, "c": {"d": 4}}}
+    assert defaults == {"a": {"b": 1, "c": {"d": 2}}}
+
+
 @pytest.mark.parametrize(
     ("item", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -63,12 +64,12 @@ def nest(key: str, value: Any) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Lay `new` over `into`, table by table."""
+    """Lay `new` over `into`, table by table; `new` is left as it is by later merges."""
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "the settings", prefix: str = "") -> T:
