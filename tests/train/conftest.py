@@ -9,7 +9,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-WORDS = [a + b for a in ("ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "ti", "vo") for b in ("n", "r", "st", "lo", "mi", "ka", "te")]
+FIRST, LAST = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "ti", "vo"], ["n", "r", "st", "lo", "mi", "ka", "te"]
+WORDS = [first + last for first in FIRST for last in LAST]
 
 
 def make_texts(number: int = 240, seed: int = 3) -> list[str]:

@@ -1,6 +1,7 @@
 """Groups, schedules, and the state of the optimizers."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_schedules_rise_stay_within_one_and_end(name):
     config = OptimConfig(schedule=name, warmup_ratio=0.1, decay_ratio=0.6)
     factors = [schedule(step / 1000, config) for step in range(1001)]
     assert factors[0] == 0 and factors[50] == pytest.approx(0.5) and factors[100] == pytest.approx(1.0)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(factors[100:], factors[101:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(factors[100:]))
     assert factors[-1] == pytest.approx(1.0 if name == "constant" else 0.0, abs=1e-9)
 
 

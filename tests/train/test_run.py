@@ -1,13 +1,14 @@
 """Whole runs: what they leave behind, how they go on, and what they refuse."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import unmask
-from unmask.errors import CheckpointError, ConfigError, DataError, StoreError, TokenizerError
+from unmask.errors import CheckpointError, ConfigError, DataError, RunError, StoreError, TokenizerError
 
 TINY = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 SMALL = {"max_length": 32, "batch_tokens": 256, "held_out": 0.1, "device": "cpu", "precision": "fp32", "log_steps": 1}
@@ -96,8 +97,6 @@ def test_half_a_run_and_the_other_half_are_the_whole(corpus, tmp_path, precision
     whole = unmask.pretrain(output=tmp_path / "whole", data=corpus, save_steps=0, **settings)
     half = unmask.pretrain(output=tmp_path / "half", data=corpus, save_steps=10, keep="last", **settings)
     # as after a kill between the checkpoint of step 10 and the end
-    import shutil
-
     shutil.rmtree(half.folder / "checkpoints" / "step-00000020")
     shutil.rmtree(half.model)
     (half.folder / "metrics.json").unlink()
@@ -109,7 +108,8 @@ def test_half_a_run_and_the_other_half_are_the_whole(corpus, tmp_path, precision
 
 
 def test_a_torn_checkpoint_is_passed_over(finished, corpus, tmp_path):
-    run = unmask.pretrain(output=tmp_path / "run", data=corpus, model=TINY, max_steps=24, save_steps=8, keep="last", save_total_limit=3, **SMALL)
+    settings = {"max_steps": 24, "save_steps": 8, "keep": "last", "save_total_limit": 3, **SMALL}
+    run = unmask.pretrain(output=tmp_path / "run", data=corpus, model=TINY, **settings)
     torn = run.folder / "checkpoints" / "step-00000024" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
     again = unmask.resume(run.folder)
@@ -193,8 +193,6 @@ def test_bad_input_is_named_and_leaves_nothing(corpus, tmp_path, settings, error
 
 
 def test_a_tokenizer_without_a_mask_is_refused(text_file, tmp_path, tokenizer_folder):
-    import shutil
-
     folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
     for path in folder.iterdir():
         path.write_text(path.read_text().replace('"mask_token": "[MASK]"', '"model_max_length": 64').replace("[MASK]", "[HIDE]"))
@@ -204,9 +202,27 @@ def test_a_tokenizer_without_a_mask_is_refused(text_file, tmp_path, tokenizer_fo
 
 
 def test_a_corpus_that_took_long_to_pack_is_kept(text_file, tokenizer_folder, tmp_path):
-    with pytest.raises(ConfigError, match="16 positions.*\n.*the packed corpus is kept in"):
+    with pytest.raises(ConfigError, match=r"16 positions.*\n.*the packed corpus is kept in"):
         unmask.pretrain(
             output=tmp_path / "run", data=text_file, tokenizer=tokenizer_folder, model={**TINY, "max_position_embeddings": 16}, **SMALL
         )
     again = unmask.pretrain(output=tmp_path / "again", data=tmp_path / "run" / "corpus", model=TINY, max_steps=1, **SMALL)
     assert again.step == 1
+
+
+def test_a_run_that_fails_on_the_way_keeps_its_log(corpus, tmp_path):
+    # a learning rate at which nothing stays finite
+    with pytest.raises(RunError, match="3 steps in a row"):
+        unmask.pretrain(
+            output=tmp_path / "run", data=corpus, model={**TINY, "family": "bert"}, max_steps=40, optimizer="adamw", schedule="constant",
+            learning_rate=1e38, warmup_ratio=0.0, save_steps=0, **SMALL,
+        )  # fmt: skip
+    skipped = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if '"skipped"' in line]
+    assert len(skipped) == 3 and all(record["documents"][0].startswith("corpus.txt:") for record in skipped)
+
+
+def test_resuming_needs_nothing_that_the_run_started_from(finished, corpus, tmp_path):
+    base = shutil.copytree(finished.model, tmp_path / "base")
+    run = unmask.adapt(base, corpus, output=tmp_path / "run", max_steps=2, **SMALL)
+    shutil.rmtree(base)
+    assert unmask.resume(run.folder, max_steps=4).step == 4

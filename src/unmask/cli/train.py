@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from ..train.session import Run
 
-Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="Text: files, folders, globs, python-docs, or a packed corpus. May be repeated.")]
-Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer: a folder, a file or a Hub id. Unset: the corpus's or the model's own; else one is trained.")]
+Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="Files, folders, globs, python-docs, a packed corpus; again for more.")]
+Tokenizer = Annotated[str | None, typer.Option(help="A folder, a file, a Hub id; unset: the corpus's or the model's, or trained.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")]
 Minutes = Annotated[float | None, typer.Option(help="Budget: minutes of wall-clock.")]
 Steps = Annotated[int | None, typer.Option(help="Budget: steps.")]
@@ -47,7 +47,7 @@ def pretrain(
 
 def adapt(
     output: Output,
-    model: Annotated[str | None, typer.Argument(help="Model to continue: a folder or a Hub id; or a recipe (.toml) that names one.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Model to continue: a folder, a Hub id, or a recipe (.toml) that names one.")] = None,
     data: Data = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe (.toml).")] = None,
     tokenizer: Tokenizer = None,
@@ -62,8 +62,8 @@ def adapt(
     """Continue the pre-training of an existing model on the text of a domain."""
     from ..train.run import adapt as start
 
-    if model is not None and model.endswith(".toml") and recipe is None:
-        model, recipe = None, Path(model)
+    if recipe is None and model is not None and model.endswith(".toml"):
+        recipe, model = Path(model), None
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
     run = start(model, data, output=output, recipe=recipe, tokenizer=tokenizer, overrides=settings or (), **budget)
     return _end(run, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ WORTH_IT = 1.03  # compiling takes a minute, and again for new shapes
 TRIALS = 3
 
 
-def compile_layers(mode: str, model: Any, backward: Callable[[], None], say: Callable[[str], None]) -> str:
+def compile_layers(mode: str, model: Any, backward: Callable[[], None], say: Callable[[str], None]) -> Literal["on", "off"]:
     """Compile the layers of a model in place, or do not; return "on" or "off" for what was done.
 
     `backward` runs a forward and a backward pass; its gradients are forgotten. "auto" measures on a GPU only: on CPU compiling added
@@ -56,9 +56,9 @@ def compile_layers(mode: str, model: Any, backward: Callable[[], None], say: Cal
 def encoder_layers(model: Any) -> list[nn.Module]:
     """Return the layers of a model's body that are alike; the last one is left out where it is computed at the labels only."""
     stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    layers = list(max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()))) if stacks else []
+    largest: Any = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=[])  # type: ignore[attr-defined]
     last = last_layer(model)
-    return [layer for layer in layers if layer is not last]
+    return [layer for layer in largest if layer is not last]
 
 
 def _undo(layers: list[nn.Module]) -> None:

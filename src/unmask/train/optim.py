@@ -118,7 +118,7 @@ class Fp32Muon(torch.optim.Muon):
     """torch's Muon, with the products of its Newton-Schulz iteration in the format of the gradient instead of bf16."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take a step; `closure` is not supported."""
         for group in self.param_groups:
             momentum = group["momentum"]

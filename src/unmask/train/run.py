@@ -67,7 +67,8 @@ def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any
         raise CheckpointError(f"'{folder}' holds no run (no config.toml); name the folder that `unmask pretrain` or `unmask adapt` made")
     changes = recipes.nested(settings)
     overrides = list(overrides)
-    for key in [*(f"{section}.{name}" for section, table in changes.items() for name in table), *(item.partition("=")[0] for item in overrides)]:
+    changed = [f"{section}.{name}" for section, table in changes.items() for name in table]
+    for key in [*changed, *(item.partition("=")[0] for item in overrides)]:
         if not key.strip().startswith("train.") or key.strip() == "train.seed":
             raise ConfigError(f"'{key}' cannot change in the middle of a run; only train.* can, but for train.seed. Start a new run for it")
     return run_session(folder, recipes.load(folder / "config.toml", settings=changes, overrides=overrides))
@@ -87,7 +88,7 @@ def start(recipe: Recipe, output: str | Path) -> Run:
 
 def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
     """Take a run that never began out of the way, so that it can be started again by its name; a packed corpus is kept."""
-    if any((folder / "checkpoints").glob("step-*")) or (folder / "model").exists():
+    if (folder / "log.jsonl").exists():  # it began: its log says how it ended
         return
     if is_packed(folder / "corpus"):
         error.args = (f"{error}\n(the packed corpus is kept in '{folder / 'corpus'}': name it as --data, with another output folder)",)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def run_session(folder: Path, recipe: Recipe) -> Run:
     found = checkpoints.latest()
     with torch.random.fork_rng():
         torch.manual_seed(int(rng(recipe.train.seed, "dropout").integers(2**63)))
-        setup = prepare(recipe, folder, model_folder=found.folder if found else None)
+        setup = prepare(recipe, folder, model_folder=found.folder if found else None, say=tell)
         session = Session(folder, setup, checkpoints, found)
         try:
             return session.run()
@@ -76,8 +77,6 @@ class Session:
         self.config = setup.recipe.train
         optimizers = optim.build(setup.model, self.recipe.optim, fp32=setup.precision.name == "fp32")
         self.state = TrainState(setup.model, optimizers, steps_per_epoch=setup.loader.steps_per_epoch(0))
-        counts = token_counts(setup.store, setup.loader.packer.vocabulary.size)
-        self.plateau = Plateau(entropy(counts), warmup_ratio=self.recipe.optim.warmup_ratio)
         self.step_loss = step_loss_of(setup)
         self.info: dict[str, Any] = {}  # what a checkpoint says beside the counters of the state
         self.metrics: dict[str, Any] | None = None  # of the last evaluation
@@ -89,8 +88,16 @@ class Session:
         compiled = compile_layers(self.config.compile, setup.model, self.try_backward, self.log.notice)
         self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(self.config, compile=compiled))
         write_text(folder / "config.toml", self.recipe.to_toml())
-        if found is None and setup.eval_batches:
-            self.info = {"start": self.evaluate(), "unigram": unigram(counts, setup.eval_batches)}
+        if found is None:
+            self.begin()
+        self.plateau = Plateau(self.info["unigram_loss"], warmup_ratio=self.recipe.optim.warmup_ratio)
+
+    def begin(self) -> None:
+        """Note down, once a run, what its numbers will be compared with."""
+        counts = token_counts(self.setup.store, self.setup.loader.packer.vocabulary.size)
+        self.info = {"unigram_loss": entropy(counts)}
+        if self.setup.eval_batches:
+            self.info |= {"start": self.evaluate(), "unigram": unigram(counts, self.setup.eval_batches)}
 
     def run(self) -> Run:
         """Train to the end or to an interruption, finish, and return the run."""
@@ -202,7 +209,7 @@ class Session:
         metrics: dict[str, Any] = dict(chosen.info["heldout"] or {})
         if metrics:
             metrics |= {"masks_fingerprint": self.setup.masks_fingerprint, "unigram": self.info["unigram"], start: self.info["start"]}
-        metrics |= {"step": chosen.step, **{name: getattr(self.state, name) for name in ("tokens", "seconds")}, "last_step": self.state.step}
+        metrics |= {"step": chosen.step, "last_step": self.state.step, "tokens": self.state.tokens, "seconds": self.state.seconds}
         card = model_card(self.recipe, metrics, self.setup)
         write_folder(self.folder / "model", lambda folder: export(chosen, folder, card))
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
@@ -228,6 +235,11 @@ def export(checkpoint: Checkpoint, folder: Path, card: str) -> None:
         if path.name not in (TENSORS, INFO, MANIFEST, COMPLETE):
             shutil.copyfile(path, folder / path.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def tell(text: str) -> None:
+    """Tell the user something, before there is a log."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_text(path: Path, text: str) -> None:

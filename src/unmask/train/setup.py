@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,6 @@ EVAL_MASKING = MaskingConfig(mlm_probability=0.15)  # whatever a run trains with
 EVAL_SEED = 0
 MICRO_TOKENS = {"cpu": 8192, "cuda": 65_536}  # in one pass where the recipe says nothing; halved when memory runs out
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
 class Setup:
@@ -50,7 +47,7 @@ class Setup:
     masks_fingerprint: str | None
 
 
-def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None] = log.info) -> Setup:
+def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None]) -> Setup:
     """Return the setup of a run in `folder`, with the model from `model_folder` (a checkpoint) where one is given.
 
     What takes long and is found there already, a trained tokenizer or a packed corpus, is taken as it is.
@@ -60,15 +57,18 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     device = find_device(recipe.train.device)
     precision = choose(recipe.train.precision, device)
     check_early(recipe)
-    corpus, tokenizer = find_corpus(recipe, folder, say)
+    if model_folder is None and recipe.base_model is not None:
+        check_folder(recipe.base_model)
+    corpus, tokenizer = find_corpus(recipe, folder, model_folder, say)
     store = TokenStore.open(corpus / "train" if (corpus / "train").is_dir() else corpus, tokenizer_hash=tokenizer_hash(tokenizer))
     if not store.num_tokens:
         raise DataError(f"the packed corpus '{corpus}' holds no tokens to train on")
     model = find_model(recipe, tokenizer, model_folder)
     check_fit(model, tokenizer, recipe.data.max_length)
     specials = special_ids(tokenizer)
-    shape = {
-        "vocab_size": int(model.get_input_embeddings().weight.shape[0]),
+    embeddings: Any = model.get_input_embeddings()
+    shape: dict[str, Any] = {
+        "vocab_size": int(embeddings.weight.shape[0]),
         "max_length": recipe.data.max_length,
         "position_offset": position_offset(model),
     }
@@ -76,12 +76,14 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     loader = Loader(
         store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens, **shape
     )  # fmt: skip
-    heldout, batches, fingerprint = None, [], None
+    heldout: TokenStore | None = None
+    batches: list[PackedBatch] = []
+    fingerprint: str | None = None
     if (corpus / "heldout").is_dir():
         heldout = TokenStore.open(corpus / "heldout", tokenizer_hash=store.tokenizer_hash)
         batches, fingerprint = eval_batches(heldout, specials, recipe, micro_tokens=min(micro_tokens, 4096), **shape)
     resolved = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint)
 
 
@@ -99,7 +101,7 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"train.device = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...")
     if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise ConfigError(f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use train.device=auto or cpu")
+        raise ConfigError(f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
 
 
@@ -108,8 +110,6 @@ def check_early(recipe: Recipe) -> None:
     data = recipe.data
     if not data.sources:
         raise ConfigError("no text is named: give --data FILES, or a packed corpus (data.sources in a recipe)")
-    if recipe.base_model is not None:
-        check_folder(recipe.base_model)
     check_trackers(recipe.train.trackers)
     if data.max_length < 8:
         raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
@@ -127,10 +127,12 @@ def is_packed(path: str | Path) -> bool:
     return (Path(path) / "train" / "store.json").is_file() or (Path(path) / "store.json").is_file()
 
 
-def find_corpus(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> tuple[Path, PreTrainedTokenizerFast]:
+def find_corpus(
+    recipe: Recipe, folder: Path, model_folder: Path | None, say: Callable[[str], None]
+) -> tuple[Path, PreTrainedTokenizerFast]:
     """Return the folder of the packed corpus of a run, and its tokenizer; raw text is packed into the run's own folder."""
     data = recipe.data
-    named = data.tokenizer or recipe.base_model
+    named = model_folder or data.tokenizer or recipe.base_model  # a checkpoint needs nothing that the run started from
     packed = [source for source in data.sources if is_packed(source)]
     if packed:
         if len(data.sources) > 1:
@@ -148,8 +150,12 @@ def find_corpus(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> tup
     from ..data.pack import pack
 
     say(f"packing {', '.join(data.sources)} into {corpus}")
-    options = {"format": data.format, "text_column": data.text_column, "encoding": data.encoding}
-    pack(list(data.sources), corpus, tokenizer=tokenizer, held_out=data.held_out, **options)
+    report = pack(
+        list(data.sources), corpus, tokenizer=tokenizer, held_out=data.held_out,
+        format=data.format, text_column=data.text_column, encoding=data.encoding,
+    )  # fmt: skip
+    counts = report["documents"]
+    say(f"packed {counts['kept']:,} of {counts['read']:,} documents, {report['train']['tokens']:,} tokens to train on")
     return corpus, tokenizer
 
 
@@ -160,7 +166,7 @@ def trained_tokenizer(recipe: Recipe, folder: Path, say: Callable[[str], None]) 
 
     data = recipe.data
     if "-" in data.sources:
-        raise ConfigError("standard input can be read only once, and training a tokenizer takes a pass of its own: name one with --tokenizer")
+        raise ConfigError("standard input is read once, and training a tokenizer takes a pass of its own: name one with --tokenizer")
     if (folder / "tokenizer" / "tokenizer_config.json").is_file():
         return load_tokenizer(folder / "tokenizer")
     say(f"training a {data.tokenizer_kind} tokenizer of {data.vocab_size:,} tokens")
@@ -185,7 +191,7 @@ def token_counts(recipe: Recipe, store: TokenStore, device_type: str, *, num_spe
     """Return the tokens of a step and of a pass through the model: the recipe's, or less where the whole corpus is smaller than a step."""
     data = recipe.data
     windows = -(-store.lengths // (data.max_length - num_special))
-    # twice the tokens of the corpus always hold it in one pack; a step is not filled up with padding beyond that
+    # a corpus that is smaller than a step is one pack, not filled up with padding beyond the next round number
     whole = -(-(store.num_tokens + num_special * int(windows.sum())) // 64) * 64
     if whole <= data.batch_tokens:
         whole = max(whole, data.max_length)
@@ -195,7 +201,7 @@ def token_counts(recipe: Recipe, store: TokenStore, device_type: str, *, num_spe
     limit = max(MICRO_TOKENS.get(device_type, 8192), data.max_length)
     passes = next(n for n in range(1, data.batch_tokens + 1) if data.batch_tokens % n == 0 and data.batch_tokens // n <= limit)
     if data.batch_tokens // passes < data.max_length:
-        raise ConfigError(f"data.batch_tokens = {data.batch_tokens} has no divisor between data.max_length and {limit}; set data.micro_tokens")
+        raise ConfigError(f"data.batch_tokens = {data.batch_tokens} has no divisor from data.max_length to {limit}; set data.micro_tokens")
     return data.batch_tokens, data.batch_tokens // passes
 
 
