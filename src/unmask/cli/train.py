@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ..train.session import Run
 
-Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="Files, folders, globs, python-docs, a packed corpus; again for more.")]
+Data = Annotated[list[str] | None, typer.Option("--data", "-d", help="Files, folders, globs, python-docs, a packed corpus; may repeat.")]
 Tokenizer = Annotated[str | None, typer.Option(help="A folder, a file, a Hub id; unset: the corpus's or the model's, or trained.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")]
 Minutes = Annotated[float | None, typer.Option(help="Budget: minutes of wall-clock.")]
