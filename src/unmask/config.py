@@ -40,6 +40,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe '{path}'; name a .toml file that exists") from None
+    except OSError as error:
+        raise ConfigError(f"the recipe '{path}' cannot be read ({error.strerror}); name a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
@@ -86,6 +88,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "the settin
         if key in fields and key != extra:
             values[key] = _convert(hints[key], value, name, where)
         elif extra is not None:
+            if key == extra and not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: '{name}' is a table of settings, not {value!r}")
             if key == extra:
                 values.setdefault(extra, {}).update(value)
             else:
@@ -178,4 +182,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, float):
         text = repr(value)
         return text if any(mark in text for mark in ".enif") else f"{text}.0"
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, Path) else json.dumps(str(value))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is and TOML forbids

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 
 from .. import __version__
 from ..errors import UnmaskError
@@ -37,31 +38,38 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    try:
+        code = dispatch(args)
+        sys.stdout.flush()
+        sys.exit(code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has gone; say nothing more to them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except UnmaskError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"unmask{' ' + args[0] if args else ''}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def dispatch(args: list[str]) -> int:
+    """Answer what needs no verb, and run the verb otherwise; return the exit code."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
-        sys.exit(0 if args else 2)
+        return 0 if args else 2
     if args[0] in ("--version", "-V"):
         print(f"unmask {__version__}")
-        sys.exit(0)
+        return 0
     verb, *rest = args
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"verbs: {', '.join(VERBS)}"
         print(f"unmask: there is no verb '{verb}'; {hint}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        sys.exit(run(verb, rest))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except UnmaskError as error:
-        if debug:
-            raise
-        print(f"unmask {verb}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return 2
+    return run(verb, rest)
 
 
 def run(verb: str, args: list[str]) -> int:

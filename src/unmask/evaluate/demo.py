@@ -16,10 +16,9 @@ MARK = "demo.json"
 EXAMPLES = "examples.json"
 # what a few minutes on two cores can learn most with: a small vocabulary makes a small head
 SETTINGS: dict[str, Any] = {
-    "data": {"vocab_size": 8192, "max_length": 128, "batch_tokens": 4096, "held_out": 0.02},
+    "vocab_size": 8192, "max_length": 128, "batch_tokens": 4096, "held_out": 0.02, "mlm_probability": 0.2,
     "model": {"preset": "mini", "family": "modernbert"},
-    "masking": {"mlm_probability": 0.2},
-}
+}  # fmt: skip
 
 
 def demo(
@@ -46,7 +45,7 @@ def demo(
     moved = make_room(folder)
     if moved is not None:
         say(f"the demo that was in {folder} is now in {moved}")
-    text = folder.with_name(f"{folder.name}.{TEXT}")
+    text = text_beside(folder)
     say("collecting the documentation of the installed Python packages" if sources == "python-docs" else f"reading {sources}")
     count, size = collect(sources, text)
     say(f"{count:,} documents, {size / 1e6:.1f} MB of text")
@@ -67,6 +66,11 @@ def demo(
     return {**run.metrics, "examples": examples}
 
 
+def text_beside(folder: Path) -> Path:
+    """Return where the text of a demo lies until its folder is there."""
+    return folder.with_name(f"{folder.name}.{TEXT}")
+
+
 def make_room(folder: Path) -> Path | None:
     """Move an earlier demo out of the way and return where it is now; None where there was none.
 
@@ -74,7 +78,8 @@ def make_room(folder: Path) -> Path | None:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    if not (folder / MARK).is_file():
+    # a demo that was killed has not set its mark yet, but its text lies beside the folder
+    if not (folder / MARK).is_file() and not text_beside(folder).is_file():
         raise CheckpointError(f"'{folder}' exists and was not made by `unmask demo`; name another folder: unmask demo --output NAME")
     number = 1
     while (moved := folder.with_name(f"{folder.name}-old-{number}")).exists():
