@@ -119,11 +119,11 @@ def test_errors_end_with_their_exit_code(verb, capsys, error, code):
     assert capsys.readouterr() == ("", "unmask fail: a.b = 1\n")
 
 
-def test_debug_may_stand_anywhere(verb):
+def test_debug_may_stand_anywhere_and_keeps_the_exit_code(verb, capsys):
     verb(errors.ConfigError("a.b = 1"))
     for args in (["--debug", "fail"], ["fail", "--debug"]):
-        with pytest.raises(errors.ConfigError):
-            main(args)
+        assert code_of(args) == 2
+        assert "Traceback" in capsys.readouterr().err
 
 
 def test_an_interruption_ends_with_130(verb, capsys):
