@@ -169,7 +169,7 @@ def lines(chunks: Iterable[str], path: Path | str, *, limit: int | None = None) 
             if size > limit:
                 raise too_long(path, number, limit)
     if held:
-        yield number, "".join(held)
+        yield number, "".join(held).removesuffix("\r")
 
 
 def too_long(path: Path | str, line: int, limit: int | None = None) -> DataError:
