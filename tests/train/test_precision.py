@@ -1,5 +1,7 @@
 """The number format of the products."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,11 @@ from unmask.train.precision import bf16_speedup, choose
 
 def test_auto_is_what_was_measured():
     assert choose("auto", "cpu").name == ("bf16" if bf16_speedup("cpu") > 1.3 else "fp32")
+
+
+def test_what_is_measured_is_a_ratio():
+    bf16_speedup.cache_clear()
+    assert math.isfinite(bf16_speedup("cpu")) and bf16_speedup("cpu") > 0
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

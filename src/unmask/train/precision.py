@@ -64,6 +64,6 @@ def _product_seconds(device_type: str, dtype: torch.dtype, size: int) -> float:
             torch.cuda.synchronize()
         if attempt:
             best = min(best, time.perf_counter() - start)
-        if best > 0.2:  # emulated, a hundred times slower: seen enough
+        if attempt and best > 0.2:  # emulated, a hundred times slower: seen enough
             break
     return best
