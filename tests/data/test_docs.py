@@ -100,11 +100,11 @@ def test_docstring_styles(docstring: str, kept: list[str], gone: list[str]) -> N
 
 def test_markdown() -> None:
     text = (
-        "---\ntitle: x\n---\n# Heading\n\nSome *words* about [a thing](http://x.y), in `code`\nand on the next line.\n\n"
+        "---\ntitle: x\n---\n# Heading\n\nSome *words* about [a thing](http://x.y), in `code`\nand [there][x.y] on the next line.\n\n"
         "| a | b |\n|---|---|\n\n- A first point is made here.\n- A second point is made here.\n\n~~~\nx = 1\n~~~\n<img src='x'>\n"
     )
     assert markdown_prose(text).split("\n") == [
-        "Some words about a thing, in code and on the next line.",
+        "Some words about a thing, in code and there on the next line.",
         "A first point is made here.",
         "A second point is made here.",
     ]
