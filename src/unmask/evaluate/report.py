@@ -167,8 +167,8 @@ def results(metrics: Mapping[str, Any]) -> str:
     note = (
         f"All rows: the same {metrics['num_masked_tokens']:,} masked tokens{documents} that the model was not trained on. Accuracy: the "
         "share of them whose most probable prediction is the original token. Loss: the mean negative logarithm of the probability of the "
-        "original token, in nats. Perplexity: its exponential; it does not compare with that of a model that reads from left to right, nor of "
-        "one with another vocabulary."
+        "original token, in nats. Perplexity: its exponential; it does not compare with that of a model that reads from left to right, "
+        "nor of one with another vocabulary."
     )
     head = "<tr><th></th><th>accuracy</th><th>perplexity</th><th>loss</th></tr>"
     table = f'<table class="numbers"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'

@@ -56,14 +56,16 @@ def bf16_speedup(device_type: str) -> float:
 def _product_seconds(device_type: str, dtype: torch.dtype, size: int) -> float:
     # seeded by hand: a run's random numbers must not depend on whether its precision was measured
     left = torch.linspace(-1, 1, size * size, device=device_type).view(size, size).to(dtype)
-    best = float("inf")
-    for attempt in range(6):  # the first one makes the kernel
+    best, begin = float("inf"), time.perf_counter()
+    for attempt in range(50):  # the first one makes the kernel
         start = time.perf_counter()
         left @ left
         if device_type == "cuda":
             torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
         if attempt:
-            best = min(best, time.perf_counter() - start)
-        if attempt and best > 0.2:  # emulated, a hundred times slower: seen enough
+            best = min(best, seconds)
+        # the fastest of many, because the machine may be busy; emulated, a hundred times slower, one says enough
+        if attempt and (best > 0.2 or time.perf_counter() - begin > 0.15):
             break
     return best
