@@ -12,13 +12,12 @@ def gradients(model, batch):
     model.zero_grad()
     loss = masked_loss_sum(forward_packed(model, batch), batch.labels)
     loss.backward()
-    return float(loss), [p.grad.clone() for p in model.parameters()]
+    return float(loss.detach()), [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_compiled_layers_give_the_same_gradients(make_model, make_loader, family):
-    model, loader = make_model(family, num_hidden_layers=3).train(), make_loader()
+def test_compiled_layers_give_the_same_gradients(make_model, make_loader):
+    model, loader = make_model(num_hidden_layers=3).train(), make_loader()
     batches = [loader.batch(step)[0] for step in range(3)]
     plain = [gradients(model, batch) for batch in batches]
     assert compile_layers("on", model, lambda: gradients(model, batches[0]), print) == "on"
