@@ -74,7 +74,13 @@ class Stepwise(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.until is not None and time.perf_counter() >= self.until:
-            answer({"seconds": time.perf_counter() - self.started, "tokens": Counted.tokens - self.tokens, "steps": state.global_step - self.step})
+            answer(
+                {
+                    "seconds": time.perf_counter() - self.started,
+                    "tokens": Counted.tokens - self.tokens,
+                    "steps": state.global_step - self.step,
+                }
+            )
             self.wait(state)
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from trainer_worker import answer, evaluate
 
+from trainer_worker import answer, evaluate
 from unmask.data.loader import Loader
 from unmask.data.masking import MaskingConfig
 from unmask.data.prefetch import prefetch

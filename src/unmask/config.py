@@ -139,7 +139,7 @@ def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise ConfigError(f"{where}: {name} = {value!r} is not of type {hint.__name__}")
     return value
 

@@ -72,6 +72,5 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f"{why} needs the package '{module.split('.')[0]}', which is not installed; "
-            f"install it with: pip install 'unmask[{extra}]'"
+            f"{why} needs the package '{module.split('.')[0]}', which is not installed; install it with: pip install 'unmask[{extra}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Packed attention and the head at the labels give what the plain model gives on padded rows, and transformers' doors are where they were."""
+"""Packed attention and the head at the labels give what the plain model gives padded, and the doors of transformers are where they were."""
 
 from __future__ import annotations
 

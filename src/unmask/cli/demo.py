@@ -11,7 +11,9 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo; one that is there is moved beside it.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo; one that is there is moved beside it.")] = Path(
+        "runs/demo"
+    ),
     minutes: Annotated[float, typer.Option(help="Minutes of pre-training.")] = 4.0,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Text to use instead of the documentation.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Any field of a recipe: section.key=value.")] = None,
@@ -20,8 +22,10 @@ def demo(
     """From the documentation on this machine to a filled mask, in a few minutes."""
     from ..evaluate.demo import demo as run
 
-    sources: Any = "python-docs" if not data else data
-    metrics = run(output, minutes=minutes, sources=sources, overrides=settings or (), say=lambda text: print(text, file=sys.stderr, flush=True))
+    sources: Any = data or "python-docs"
+    metrics = run(
+        output, minutes=minutes, sources=sources, overrides=settings or (), say=lambda text: print(text, file=sys.stderr, flush=True)
+    )
     if as_json:
         print(json.dumps(metrics, indent=1, ensure_ascii=False))
     if metrics.get("interrupted"):
@@ -37,7 +41,9 @@ def show(metrics: dict[str, Any], output: Path) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    table = Table(title=f"{metrics['num_masked_tokens']:,} masked tokens of held-out documents, the same for all three", title_justify="left")
+    table = Table(
+        title=f"{metrics['num_masked_tokens']:,} masked tokens of held-out documents, the same for all three", title_justify="left"
+    )
     for column in ("", "accuracy", "masked perplexity"):
         table.add_column(column, justify="left" if not column else "right")
     rows = {"the model": metrics, "word frequencies": metrics["unigram"], "the untrained model": metrics["untrained"]}
@@ -51,6 +57,8 @@ def show(metrics: dict[str, Any], output: Path) -> None:
         tokens = ", ".join(f"{candidate['token']} {candidate['score']:.0%}" for candidate in item["candidates"])
         filled.add_row(item["text"].replace("[", "\\["), item["answer"], tokens.replace("[", "\\["))
     console.print(filled)
-    console.print(f"model    {output / 'model'}\nmetrics  {output / 'metrics.json'}\nreport   {output / 'report.html'}  (open it in a browser)")
+    console.print(
+        f"model    {output / 'model'}\nmetrics  {output / 'metrics.json'}\nreport   {output / 'report.html'}  (open it in a browser)"
+    )
     console.print(f'next     unmask fill {output / "model"} "Return a \\[MASK] of the array."')
     console.print("         unmask pretrain --data YOUR_TEXT.txt --minutes 20 -o runs/mine")

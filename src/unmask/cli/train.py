@@ -106,5 +106,5 @@ def _end(run: Run, as_json: bool) -> int:
             print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {row['masked_perplexity']:10,.1f}")
     else:
         print("nothing was held out, so nothing was measured", file=sys.stderr)
-    print(f"model   {run.model}\nreport  {report}\nnext    unmask fill {run.model} \"A sentence with a [MASK] in it.\"")
+    print(f'model   {run.model}\nreport  {report}\nnext    unmask fill {run.model} "A sentence with a [MASK] in it."')
     return 0

@@ -191,14 +191,12 @@ def _attend_cpu(
         span = slice(offset * heads, (offset + count * length) * heads)
         mask = segments.mask(group, query.dtype, window)
         if dropout > 0 or length > LONG:
-            shape = (count, heads, length, size)
-            fused = F.scaled_dot_product_attention(
-                q[span].view(shape), k[span].view(shape), v[span].view(shape), attn_mask=mask, dropout_p=dropout, scale=scale
-            )
+            fq, fk, fv = (x[span].view(count, heads, length, size) for x in (q, k, v))
+            fused = F.scaled_dot_product_attention(fq, fk, fv, attn_mask=mask, dropout_p=dropout, scale=scale)
             outputs.append(fused.reshape(-1, size))
         else:
-            shape = (count * heads, length, size)
-            outputs.append(_Attend.apply(q[span].view(shape), k[span].view(shape), v[span].view(shape), mask, scale, heads).view(-1, size))
+            blocks = (x[span].view(count * heads, length, size) for x in (q, k, v))
+            outputs.append(_Attend.apply(*blocks, mask, scale, heads).view(-1, size))
     return _Scatter.apply(torch.cat(outputs), scatter).view(1, -1, heads, size)
 
 

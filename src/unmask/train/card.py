@@ -97,9 +97,12 @@ def training(recipe: Recipe, metrics: Mapping[str, Any], setup: Setup) -> Iterab
     yield "Batch", f"{data.batch_tokens:,} tokens a step, windows of at most {data.max_length} tokens, packed without padding"
     end = masking.mlm_probability_end
     rate = f"{masking.mlm_probability:.0%}" + (f" at first and {end:.0%} at the end" if end is not None else "")
-    yield "Masking", (
-        f"{masking.strategy}, {rate} of the tokens; of them {masking.mask_replace_prob:.0%} become the mask token and "
-        f"{masking.random_replace_prob:.0%} a random one"
+    yield (
+        "Masking",
+        (
+            f"{masking.strategy}, {rate} of the tokens; of them {masking.mask_replace_prob:.0%} become the mask token and "
+            f"{masking.random_replace_prob:.0%} a random one"
+        ),
     )
     yield "Optimizer", optimizer(optim)
     yield "Seed", str(recipe.train.seed)

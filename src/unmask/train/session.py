@@ -33,7 +33,7 @@ from .recipe import Recipe
 from .runlog import RunLog
 from .setup import Setup, prepare
 from .signals import StopRequest
-from .unigram import Plateau, entropy, token_counts, unigram
+from .unigram import Plateau, entropy, start_at_frequencies, token_counts, unigram
 
 AUTO_TIMES = 10  # evaluations and checkpoints of a run that does not say how many
 AUTO_APART = 10  # steps that lie between them at least
@@ -98,6 +98,8 @@ class Session:
         self.info = {"unigram_loss": entropy(counts)}
         if self.setup.eval_batches:
             self.info |= {"start": self.evaluate(), "unigram": unigram(counts, self.setup.eval_batches)}
+        if self.recipe.base_model is None:
+            start_at_frequencies(self.setup.model, counts)
 
     def run(self) -> Run:
         """Train to the end or to an interruption, finish, and return the run."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.batch import PackedBatch
 from ..data.store import TokenStore
@@ -51,6 +52,18 @@ def unigram(counts: np.ndarray, batches: Iterable[PackedBatch]) -> dict[str, Any
         right += int((labels == most_frequent).sum())
         number += len(labels)
     return numbers(loss, right, number)
+
+
+def start_at_frequencies(model: Any, counts: np.ndarray) -> None:
+    """Set the bias of a fresh model's output to the log frequencies of the tokens, so that no step is spent on learning them.
+
+    A model whose output has no bias is left as it is.
+    """
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        log_probs = np.log(counts + 1.0) - math.log(float(counts.sum()) + len(counts))
+        with torch.no_grad():
+            bias[: len(counts)] = torch.from_numpy(log_probs).to(bias)
 
 
 class Plateau:
