@@ -176,8 +176,9 @@ def time_to_loss(tokenizer, args: argparse.Namespace, work: Path) -> dict:
     print(f"unmask: loss {ours_loss:.3f} after {used['seconds']:.0f} s ({used['tokens'] / used['seconds']:,.0f} tokens/s)", file=sys.stderr)
 
     limit = args.limit_minutes * 60
-    expected = 1500 if not args.trainer_steps else args.trainer_steps
-    peer = Side("tuned", "trainer_worker.py", "tuned", str(tokens), str(folder), json.dumps({"max_steps": expected}), str(work))
+    # its linear schedule is laid over the steps that it is expected to make within the limit
+    schedule = {"max_steps": args.trainer_steps, "warmup_steps": max(10, args.trainer_steps // 15)}
+    peer = Side("tuned", "trainer_worker.py", "tuned", str(tokens), str(folder), json.dumps(schedule), str(work))
     curve, spent = [], 0.0
     while spent < limit:
         answer = peer.ask(str(min(60.0, limit - spent)))
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--time-to-loss", action="store_true")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--limit-minutes", type=float, default=20.0)
-    parser.add_argument("--trainer-steps", type=int, default=0, help="the Trainer's max_steps in --time-to-loss, for its schedule")
+    parser.add_argument("--trainer-steps", type=int, default=250, help="the Trainer's max_steps in --time-to-loss, for its schedule")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     import torch

@@ -27,6 +27,7 @@ from unmask.train.loss import masked_loss_sum
 from unmask.train.optim import OptimConfig
 from unmask.train.precision import choose
 from unmask.train.recipe import Recipe
+from unmask.train.unigram import start_at_frequencies, token_counts
 
 # the same model and objective as the Trainer's sides, AdamW, 4,096 tokens a step
 THROUGHPUT = Recipe(
@@ -39,7 +40,8 @@ THROUGHPUT = Recipe(
 FREE = {
     "model": {"family": "modernbert", "preset": "mini", "num_hidden_layers": 6, "intermediate_size": 512},
     "masking": {"mlm_probability": 0.15},
-    "optim": {"optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 1e-2},
+    "optim": {"optimizer": "muon", "learning_rate": 3e-3, "muon_learning_rate": 2e-2},
+    "data": {"batch_tokens": 2048},
 }
 
 
@@ -114,6 +116,8 @@ def main(mode: str, tokens: str, tokenizer_folder: str, settings: str, work: str
         return False
 
     fp32 = precision.name == "fp32"
+    if mode == "loss":  # as a run of Unmask does
+        start_at_frequencies(model, token_counts(store, len(tokenizer)))
     state = TrainState(model, optim.build(model, recipe.optim, fp32=fp32), steps_per_epoch=loader.steps_per_epoch())
     listen(state)
     with prefetch(loader) as batches:
