@@ -172,3 +172,24 @@ def test_a_reader_that_has_gone_away_is_no_traceback():
 def test_python_dash_m_is_the_same_command():
     done = unmask("--version")
     assert (done.returncode, done.stdout) == (0, f"unmask {cli.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), 2, "unmask fail: '/x': Permission denied; name a path"),
+        (OSError(28, "No space left on device", "/x"), 1, "make room"),
+        (OSError("odd"), 1, "unmask fail: odd; `unmask --debug`"),
+    ],
+)
+def test_what_the_system_refuses_is_an_error_line(verb, capsys, error, code, said):
+    verb(error)
+    assert code_of(["fail"]) == code
+    written = capsys.readouterr().err
+    assert said in written and "Traceback" not in written
+
+
+def test_half_a_character_does_not_stop_the_output():
+    code = "from unmask.cli import main; import unmask.cli as c; c.dispatch = lambda args: print(args[0]) or 0; main(['a\\udcffb'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "a\\udcffb\n"), done.stderr

@@ -240,3 +240,14 @@ def test_hub_datasets_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"pip install 'unmask\[hub\]'"):
         texts("hub:someone/something")
+
+
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "klingon", "utf-8\0"])
+def test_an_encoding_that_makes_no_text_is_refused(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(DataError, match="unknown encoding"):
+        texts(write(tmp_path / "x.txt", "text"), encoding=encoding)
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match="a source is empty: ''"):
+        texts("")

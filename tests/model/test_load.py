@@ -242,6 +242,13 @@ def test_an_unreachable_hub_says_so(tmp_path):
     assert "unmask.errors.CheckpointError: there is no folder 'nobody/nothing', and it cannot be had from the Hub" in done.stderr
 
 
+def test_a_server_that_does_not_answer_is_asked_once(tmp_path):
+    code = "import unmask, time; from unmask.hub import only_local; t = time.time(); print(only_local(), time.time() - t < 8)"
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "True True\n", done.stderr
+
+
 def test_loading_and_saving_are_quiet(folder, tokenizer, tmp_path, capfd):
     save_model(load_model(folder), tokenizer, tmp_path / "out")
     written = capfd.readouterr()

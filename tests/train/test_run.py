@@ -226,3 +226,14 @@ def test_resuming_needs_nothing_that_the_run_started_from(finished, corpus, tmp_
     run = unmask.adapt(base, corpus, output=tmp_path / "run", max_steps=2, **SMALL)
     shutil.rmtree(base)
     assert unmask.resume(run.folder, max_steps=4).step == 4
+
+
+def test_a_corpus_whose_bytes_have_changed_is_refused(corpus, tmp_path):
+    damaged = tmp_path / "corpus"
+    shutil.copytree(corpus, damaged)
+    (shard,) = (damaged / "train").glob("shard-*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"shard-00000\.arrow' is damaged"):
+        unmask.pretrain(output=tmp_path / "run", data=damaged, model=TINY, max_steps=1, **SMALL)

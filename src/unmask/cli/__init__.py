@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -38,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # half a character on the command line is shown escaped, as JSON does it
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = dispatch(args)
         sys.stdout.flush()
@@ -48,11 +53,23 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has gone; say nothing more to them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except UnmaskError as error:
+    except (UnmaskError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"unmask{' ' + args[0] if args else ''}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        said, code = (str(error), error.exit_code) if isinstance(error, UnmaskError) else refused(error)
+        print(f"unmask{' ' + args[0] if args else ''}: {said}", file=sys.stderr)
+        sys.exit(code)
+
+
+def refused(error: OSError) -> tuple[str, int]:
+    """Return what to say of a refusal of the system that no verb knew better, and the exit code: 2 for a path that is wrong, else 1."""
+    what = f"'{error.filename}': {error.strerror}" if error.filename is not None and error.strerror else str(error)
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)) or (
+        error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+    ):
+        return f"{what}; name a path that exists and that you may read (or, for an output, write)", 2
+    todo = "make room, then try again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "`unmask --debug` shows where"
+    return f"{what}; {todo}", 1
 
 
 def dispatch(args: list[str]) -> int:

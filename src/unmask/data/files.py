@@ -38,10 +38,10 @@ class EmptyFile(DataError):
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise DataError for an encoding that Python does not know."""
+    """Raise DataError for an encoding that Python does not know, or that does not make text."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
+        " ".encode(encoding)  # unlike codecs.lookup, it refuses hex, base64 and their like
+    except (LookupError, ValueError):
         raise DataError(f"unknown encoding '{encoding}'; use a name such as utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030") from None
 
 

@@ -91,6 +91,8 @@ def expand(sources: str | Path | Sequence[str | Path], *, format: str | None = N
     found: dict[str, Source] = {}
     for source in sources:
         text, path = str(source), Path(source)
+        if not text.strip():
+            raise DataError(f"a source is empty: {text!r}; give files, folders, globs, '-', 'python-docs' or 'hub:NAME'")
         if text in ("-", "python-docs") or text.startswith("hub:"):
             items = [Source(text, "stdin" if text == "-" else text)]
         elif path.is_dir():
@@ -112,9 +114,10 @@ def expand(sources: str | Path | Sequence[str | Path], *, format: str | None = N
 
 
 def _walk(folder: Path, format: str | None) -> list[Source]:
-    paths = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path.relative_to(folder)))
+    except OSError as error:
+        raise DataError(f"the folder '{folder}' cannot be read: {error.strerror} ('{error.filename}'); name the folders in it") from None
     items = [Source(str(path), path.relative_to(folder).as_posix(), found=True) for path in paths if format or suffix_format(path)]
     items = [item for item in items if Path(item.name).name.split(".")[0].lower() not in ABOUT] or items
     if not items:
@@ -124,6 +127,10 @@ def _walk(folder: Path, format: str | None) -> list[Source]:
             f"read are {', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)}; --format reads files of any name"
         )
     return items
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def suffix_format(path: str | Path) -> str | None:

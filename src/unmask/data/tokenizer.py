@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import TokenizerError
+from ..hub import only_local
 from .vocabulary import BERT_NAMES, Kind, template, train_tokenizer, wrap
 from .words import word_starts, word_table
 
@@ -78,8 +79,9 @@ def _load_folder(path: Path) -> Any:
 def _load_auto(name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir() or only_local(), **options)
     except Exception as error:  # the Hub, json and tokenizers each raise their own kind
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if Path(name).is_dir():

@@ -60,6 +60,11 @@ def train_tokenizer(
     names = [*_ROLES, *special_tokens]
     if len(set(names)) != len(names):
         raise TokenizerError(f"special_tokens = {list(special_tokens)}: each is given once, and {', '.join(_ROLES)} are always there")
+    for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency), ("max_length", max_length)):
+        if value < 1:
+            raise TokenizerError(f"{name} = {value}; allowed: a whole number from 1")
+    if not all(name.strip() for name in names):
+        raise TokenizerError(f"special_tokens = {list(special_tokens)}: one of them is empty; a special token is a name such as [DOC]")
     backend, trainer = _untrained(kind, vocab_size, lowercase, strip_accents, digits, names, min_frequency)
     characters: Counter[str] = Counter()
     pieces = _pieces(texts, characters)

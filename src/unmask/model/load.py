@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
+from ..hub import only_local
 from .presets import PRESETS, ModelConfig, build_model
 
 if TYPE_CHECKING:
@@ -44,18 +45,18 @@ def load_model(
     name = str(name_or_path)
     local = check_folder(name)
     source = str(Path(name).expanduser()) if local else name
-    config = _read_config(source, local=local, trust_remote_code=trust_remote_code, revision=revision)
-    options: dict[str, Any] = {} if attention == "packed" else {"attn_implementation": attention}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": local or only_local()}
+    config = _read_config(source, local=local, options=options)
+    if attention != "packed":
+        options["attn_implementation"] = attention
     try:
         with quiet_transformers(bars=not local):
             model, info = AutoModelForMaskedLM.from_pretrained(
                 source,
                 config=config,
-                revision=revision,
                 dtype=torch.float32,
                 weights_only=True,
                 output_loading_info=True,
-                trust_remote_code=trust_remote_code,
                 **options,
             )
     except Exception as error:  # torch, safetensors, pickle and the Hub each raise their own kind
@@ -92,16 +93,16 @@ def check_folder(name: str) -> bool:
     return True
 
 
-def _read_config(source: str, *, local: bool, trust_remote_code: bool, revision: str | None) -> PreTrainedConfig:
+def _read_config(source: str, *, local: bool, options: dict[str, Any]) -> PreTrainedConfig:
     from transformers import AutoConfig, AutoModelForMaskedLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+            config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise CheckpointError(_cannot_load(source, local, error)) from error
-    remote = trust_remote_code and AutoModelForMaskedLM.__name__ in (getattr(config, "auto_map", None) or {})
+    remote = options["trust_remote_code"] and AutoModelForMaskedLM.__name__ in (getattr(config, "auto_map", None) or {})
     if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise CheckpointError(
             f"'{source}' is a {config.model_type!r} model, which has no masked-language-model head in transformers; "

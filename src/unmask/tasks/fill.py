@@ -119,6 +119,8 @@ class Filler:
         tokenizer = load_tokenizer(name_or_path)
         model = load_model(name_or_path, tokenizer=tokenizer)
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if chosen.partition(":")[0] == "meta":
+            raise TaskError("device = 'meta' holds no numbers; allowed: auto, cpu, cuda, cuda:0 ...")
         try:
             model.to(torch.device(chosen))  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:

@@ -60,7 +60,9 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     if model_folder is None and recipe.base_model is not None:
         check_folder(recipe.base_model)
     corpus, tokenizer = find_corpus(recipe, folder, model_folder, say)
-    store = TokenStore.open(corpus / "train" if (corpus / "train").is_dir() else corpus, tokenizer_hash=tokenizer_hash(tokenizer))
+    verify = model_folder is None  # every byte, once a run: its beginning counts all tokens anyway, a resume reads next to nothing
+    inside = corpus / "train" if (corpus / "train").is_dir() else corpus
+    store = TokenStore.open(inside, tokenizer_hash=tokenizer_hash(tokenizer), verify=verify)
     if not store.num_tokens:
         raise DataError(f"the packed corpus '{corpus}' holds no tokens to train on")
     model = find_model(recipe, tokenizer, model_folder)
@@ -80,7 +82,7 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     batches: list[PackedBatch] = []
     fingerprint: str | None = None
     if (corpus / "heldout").is_dir():
-        heldout = TokenStore.open(corpus / "heldout", tokenizer_hash=store.tokenizer_hash)
+        heldout = TokenStore.open(corpus / "heldout", tokenizer_hash=store.tokenizer_hash, verify=verify)
         batches, fingerprint = eval_batches(heldout, specials, recipe, micro_tokens=min(micro_tokens, 4096), **shape)
     resolved = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
     model.to(device)  # type: ignore[arg-type]
