@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a machine that judges tries the same cases every time; a person's tries new ones
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("here", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 SUBJECTS = ["nurse", "doctor", "patient", "surgeon", "judge", "lawyer", "witness", "teacher", "student", "engineer", "farmer", "sailor"]
 VERBS = ["watches", "treats", "calls", "helps", "follows", "meets", "finds", "pays", "asks", "warns", "thanks", "trusts"]
