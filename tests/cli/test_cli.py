@@ -129,7 +129,7 @@ def test_debug_may_stand_anywhere_and_keeps_the_exit_code(verb, capsys):
 def test_an_interruption_ends_with_130(verb, capsys):
     verb(KeyboardInterrupt())
     assert code_of(["fail"]) == 130
-    assert capsys.readouterr().err in ("", "interrupted\n")
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_mistake_of_our_own_is_not_dressed_up_as_the_user_s(verb):
@@ -193,3 +193,15 @@ def test_half_a_character_does_not_stop_the_output():
     code = "from unmask.cli import main; import unmask.cli as c; c.dispatch = lambda args: print(args[0]) or 0; main(['a\\udcffb'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "a\\udcffb\n"), done.stderr
+
+
+def test_being_terminated_clears_up_as_ctrl_c_does():
+    code = (
+        "import os, signal, unmask.cli as c\n"
+        "def verb(args):\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "    finally: print('cleared')\n"
+        "c.dispatch = verb; c.main(['x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "cleared\n", "interrupted\n")

@@ -80,3 +80,16 @@ def test_errors_and_a_corpus_too_small_to_split(corpus, tmp_path, capsys):
     corpus.write_text("one document of a few words, a few words\n", encoding="utf-8")
     run(corpus, "-o", tmp_path / "tok", "--vocab-size", 60, "--held-out", 0)
     assert "nothing was held out of 1 documents" in capsys.readouterr().err and (tmp_path / "tok").is_dir()
+
+
+def test_overwriting_takes_nothing_but_tokenizers(corpus, tmp_path, capsys):
+    other = tmp_path / "precious"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    run(corpus, "-o", other, "--overwrite", code=2)
+    assert "is not a tokenizer's folder" in capsys.readouterr().err
+    (other / "tokenizer.json").touch()
+    (other / "config.json").touch()
+    run(corpus, "-o", other, "--overwrite", code=2)
+    assert "holds a model too" in capsys.readouterr().err
+    assert (other / "thesis.tex").read_text() == "years of work"

@@ -264,3 +264,11 @@ def test_errors_of_loading(folders, tmp_path):
     larger.save_pretrained(tmp_path)
     with pytest.raises(TokenizerError, match="embeddings for 100"):
         Filler.load(tmp_path)
+
+
+def test_weights_that_are_no_numbers_give_an_error_not_scores(folders):
+    filler = Filler.load(folders["bert"], device="cpu")
+    with torch.no_grad():
+        filler.engine.model.get_input_embeddings().weight.fill_(float("nan"))
+    (result,) = filler.fill(["The [MASK] treats."])
+    assert "weights are damaged" in result.error and not len(result)

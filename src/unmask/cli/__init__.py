@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import UnmaskError
@@ -43,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # half a character on the command line is shown escaped, as JSON does it
             stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)  # as Ctrl-C: what is half made is cleared away
     try:
         code = dispatch(args)
         sys.stdout.flush()
@@ -89,13 +97,31 @@ def dispatch(args: list[str]) -> int:
     return run(verb, rest)
 
 
+def _interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a verb that says when it was interrupted, which typer would pass over."""
+
+    @functools.wraps(function)
+    def verb(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return verb
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def run(verb: str, args: list[str]) -> int:
     """Import the module of a verb, let typer read its arguments, and run it."""
     import typer
 
     function = getattr(importlib.import_module(f".{VERBS[verb][0]}", __name__), verb)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(function)
+    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(_interruptible(function))
     try:
         return app(args=args, prog_name=f"unmask {verb}", standalone_mode=False) or 0
     except typer.Abort:

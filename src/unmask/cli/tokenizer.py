@@ -54,6 +54,10 @@ def tokenizer(
         raise ConfigError(f"--held-out {held_out}: the share of documents to measure on is at least 0 and below 1, 0.05 for one in twenty")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise TokenizerError(f"'{out}' exists; name another folder, or replace it with --overwrite")
+    if out is not None and overwrite and out.exists() and not (out / "tokenizer.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise TokenizerError(f"'{out}' is not a tokenizer's folder, so it is not overwritten; choose a new name, or remove it yourself")
+    if out is not None and overwrite and (out / "config.json").is_file():
+        raise TokenizerError(f"'{out}' holds a model too, so it is not overwritten; choose a new name, or remove it yourself")
     others = {name: load_tokenizer(name) for name in compare or []}
     documents = read(sources, format=format, text_column=text_column, layout=layout, encoding=encoding)
     text = Split(documents, held_out if out is not None else 1.0)
@@ -124,9 +128,11 @@ def _save(made: Any, out: Path) -> None:
     """Write the folder beside its place and move it there whole."""
     import shutil
 
+    from ..data.tokenizer import save_tokenizer
+
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    made.save_pretrained(partial)
+    save_tokenizer(made, partial)
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +90,13 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _finite(value: Any) -> Any:
+    """Return a value with null for the numbers that JSON does not have: a perplexity beyond all bounds."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _end(run: Run, as_json: bool) -> int:
     """Print what a run came to; return the exit code."""
     if run.interrupted:
@@ -97,7 +105,8 @@ def _end(run: Run, as_json: bool) -> int:
 
     report = write(run.folder)
     if as_json:
-        print(json.dumps({"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics}))
+        result = {"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics}
+        print(json.dumps(_finite(result), allow_nan=False))
         return 0
     metrics = run.metrics
     if "masked_loss" in metrics:

@@ -53,7 +53,9 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Save the tokenizer beside the corpus."""
-        self.tokenizer.save_pretrained(folder)
+        from .tokenizer import save_tokenizer
+
+        save_tokenizer(self.tokenizer, folder)
 
     def encode_all(self, batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], list[str], Tokens]]:
         """Yield each batch with its tokens; the next one is being encoded meanwhile."""

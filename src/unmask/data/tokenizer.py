@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import TokenizerError
+from ..errors import RunError, TokenizerError
 from ..hub import only_local
 from .vocabulary import BERT_NAMES, Kind, template, train_tokenizer, wrap
 from .words import word_starts, word_table
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
-    "Kind", "Specials", "describe", "frame", "load_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer", "word_starts",
-    "word_table",
+    "Kind", "Specials", "describe", "frame", "load_tokenizer", "save_tokenizer", "special_ids", "tokenizer_hash", "train_tokenizer",
+    "word_starts", "word_table",
 ]  # fmt: skip
 
 _ROBERTA_NAMES = {"unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
@@ -59,6 +59,19 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
         tokenizer.init_kwargs.pop(key, None)
     _check(tokenizer, name)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Write a tokenizer's files into a folder.
+
+    Raises: RunError when the disk is full or cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, OSError):  # tokenizers raises a bare one for what the system refuses
+            raise
+        raise RunError(f"the tokenizer could not be written to '{folder}': {error}; make room or name another folder") from error
 
 
 def _load_folder(path: Path) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.tokenizer import save_tokenizer
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
 from ..hub import only_local
 from .presets import PRESETS, ModelConfig, build_model
@@ -178,7 +179,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         with quiet_transformers():
             plain.save_pretrained(folder)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                save_tokenizer(tokenizer, folder)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:

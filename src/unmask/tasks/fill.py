@@ -228,8 +228,12 @@ class Filler:
     def _finish(self, item: _Item) -> Filled:
         if item.error is not None:
             return Filled(item.text, error=item.error)
-        masks = []
+        masks: list[tuple[Candidate, ...]] = []
         rows = [row for scores, ids in item.results for row in zip(scores.tolist(), ids.tolist(), strict=True)]
+        if any(score != score for scores, _ in rows for score in scores):
+            return Filled(
+                item.text, error="the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
+            )
         for span, (scores, ids) in zip(item.spans, rows, strict=True):
             masks.append(tuple(self._candidate(item.text, span, number, score) for score, number in zip(scores, ids, strict=True)))
         return Filled(item.text, tuple(masks), item.truncated)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
 from .recipe import Recipe
-from .session import Run, run_session
+from .session import Run, run_session, tell
 from .setup import claim, is_packed
 
 
@@ -81,6 +81,9 @@ def start(recipe: Recipe, output: str | Path) -> Run:
     (folder / "config.toml").write_text(recipe.to_toml(), encoding="utf-8")
     try:
         return run_session(folder, recipe)
+    except KeyboardInterrupt:
+        tell(f"'{folder}' keeps what was done so far; go on with: unmask resume {folder}")
+        raise
     except UnmaskError as error:
         _discard(folder, error, fresh)
         raise

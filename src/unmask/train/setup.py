@@ -14,7 +14,7 @@ from ..data.batch import PackedBatch
 from ..data.loader import Loader, frozen_batches, masks_fingerprint
 from ..data.masking import MaskingConfig
 from ..data.store import TokenStore
-from ..data.tokenizer import Specials, load_tokenizer, special_ids, tokenizer_hash
+from ..data.tokenizer import Specials, load_tokenizer, save_tokenizer, special_ids, tokenizer_hash
 from ..errors import CheckpointError, ConfigError, DataError
 from ..model.load import build_model, check_fit, check_folder, load_model, position_offset
 from ..model.memory import tune_allocator
@@ -175,7 +175,7 @@ def trained_tokenizer(recipe: Recipe, folder: Path, say: Callable[[str], None]) 
     documents = read(list(data.sources), format=data.format, text_column=data.text_column, encoding=data.encoding)
     tokenizer = train_tokenizer((document.text for document in documents), kind=data.tokenizer_kind, vocab_size=data.vocab_size)
     partial = folder / "tokenizer.partial"
-    tokenizer.save_pretrained(partial)
+    save_tokenizer(tokenizer, partial)
     partial.rename(folder / "tokenizer")
     return tokenizer
 
