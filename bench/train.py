@@ -42,7 +42,7 @@ class Side:
         self.process.stdin.write(request + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
-            if line.startswith("{"):
+            if line.startswith('{"'):
                 return json.loads(line)
         raise SystemExit(f"the side '{self.name}' stopped (exit {self.process.wait()})")
 
@@ -186,7 +186,7 @@ def time_to_loss(tokenizer, args: argparse.Namespace, work: Path) -> dict:
         loss = peer.ask(f"evaluate {frozen}")["loss"]
         curve.append({"seconds": round(spent), "steps": answer["steps"], "loss": round(loss, 4)})
         print(f"  trainer: loss {loss:.3f} after {spent:.0f} s", file=sys.stderr)
-        if loss <= ours_loss:
+        if loss <= ours_loss or answer.get("finished"):
             break
     peer.stop()
     reached = curve[-1]["loss"] <= ours_loss

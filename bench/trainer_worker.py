@@ -83,6 +83,12 @@ class Stepwise(TrainerCallback):
             )
             self.wait(state)
 
+    def on_train_end(self, args, state, control, **kwargs):
+        # its schedule is at its end: there is nothing more to come
+        seconds = time.perf_counter() - self.started
+        answer({"seconds": seconds, "tokens": Counted.tokens - self.tokens, "steps": state.global_step - self.step, "finished": True})
+        self.wait(state)
+
     def on_train_begin(self, args, state, control, **kwargs):
         self.wait(state)
 
