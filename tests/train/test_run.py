@@ -237,3 +237,11 @@ def test_a_corpus_whose_bytes_have_changed_is_refused(corpus, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(StoreError, match=r"shard-00000\.arrow' is damaged"):
         unmask.pretrain(output=tmp_path / "run", data=damaged, model=TINY, max_steps=1, **SMALL)
+
+
+def test_a_run_is_worked_on_by_one_process_at_a_time(finished):
+    from unmask.train.session import alone
+
+    with alone(finished.folder), pytest.raises(CheckpointError, match="another process is at work on the run"):
+        unmask.resume(finished.folder)
+    assert unmask.resume(finished.folder).step == finished.step

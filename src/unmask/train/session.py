@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,8 @@ class Run:
 def run_session(folder: Path, recipe: Recipe) -> Run:
     """Go on with the run in a folder until its budget is used up or it is interrupted, and return it."""
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.save_total_limit)
-    found = checkpoints.latest()
-    with torch.random.fork_rng():
+    with alone(folder), torch.random.fork_rng():
+        found = checkpoints.latest()
         torch.manual_seed(int(rng(recipe.train.seed, "dropout").integers(2**63)))
         setup = prepare(recipe, folder, model_folder=found.folder if found else None, say=tell)
         session = Session(folder, setup, checkpoints, found)
@@ -67,6 +69,27 @@ def run_session(folder: Path, recipe: Recipe) -> Run:
             return session.run()
         finally:
             session.log.close()
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; the system lets go of it however the process ends.
+
+    Raises: CheckpointError where another process trains in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another process is at work on the run in '{folder}'; wait for it, stop it, or choose another folder"
+            ) from None
+        except OSError:  # some network file systems have no locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Session:
