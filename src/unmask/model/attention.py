@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..errors import RunError
 from . import rotary, tail
 
 PACKED = "unmask_packed"
@@ -205,8 +206,8 @@ def _attend_cuda(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    if dropout > 0:
-        raise NotImplementedError("packed attention on CUDA has no dropout; forward_packed takes the padded path for it")
+    if dropout > 0:  # heads.runs_packed sends such a batch down the padded path; here it would be lost in silence
+        raise RunError("packed attention on CUDA has no dropout; run the model through forward_packed, or set its attention dropout to 0")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     span = (-1, -1) if window is None else (window - 1, window - 1)
     out = varlen_attn(

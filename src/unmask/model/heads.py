@@ -42,9 +42,9 @@ def only_rows(model: PreTrainedModel, rows: Tensor, segments: Segments | None = 
 def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the logits of the labelled tokens of a batch, (N, V), in the order of `label_positions`.
 
-    Models without packed attention (and CUDA with attention dropout) are run padded; the numbers are the same.
+    Where `runs_packed` says no, the segments are run padded; the numbers are the same.
     """
-    if not is_packed(model) or (batch.input_ids.is_cuda and model.training and attention_dropout(model) > 0):
+    if not runs_packed(model, batch.input_ids.device.type):
         return _forward_padded(model, batch)
     segments = Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions)
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
@@ -63,6 +63,19 @@ def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     rows = segment * ids.shape[1] + batch.label_positions - bounds[segment]
     with only_rows(model, rows):
         return model(input_ids=ids, attention_mask=mask).logits[0]
+
+
+def runs_packed(model: PreTrainedModel, device_type: str) -> bool:
+    """Return whether a batch on a kind of device runs packed, as model, mode and autocast stand.
+
+    CUDA's kernel for segments takes 16-bit numbers only and has no dropout; what it cannot do is done padded, not dropped.
+    """
+    if not is_packed(model):
+        return False
+    if device_type != "cuda":
+        return True
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+    return dtype in (torch.bfloat16, torch.float16) and not (model.training and attention_dropout(model) > 0)
 
 
 def attention_dropout(model: PreTrainedModel) -> float:
