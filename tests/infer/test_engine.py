@@ -165,3 +165,17 @@ def test_bf16_is_near(engine):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
         assert not torch.equal(one, other)
+
+
+def test_labels_go_with_their_places(engine):
+    requests = [Request(one.input_ids, one.positions, [int(place) % 7 for place in one.positions]) for one in sequences(7)]
+    requests[3] = Request(requests[3].input_ids, requests[3].positions)  # by default, what stands there
+
+    def truth(logits, labels):
+        return (logits.gather(1, labels[:, None])[:, 0],)
+
+    plain = engine.logits(requests)
+    for request, (value,), logits in zip(requests, engine.run(requests, truth, labelled=True), plain, strict=True):
+        places = torch.as_tensor(np.asarray(request.positions))
+        labels = places % 7 if request.labels is not None else torch.as_tensor(np.asarray(request.input_ids))[places]
+        torch.testing.assert_close(value, logits.gather(1, labels[:, None])[:, 0])

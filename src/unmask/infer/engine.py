@@ -20,15 +20,19 @@ from ..train.precision import choose
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Reduce = Callable[[Tensor], tuple[Tensor, ...]]
+Reduce = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A sequence of token ids, special ones included, and the places in it at which the model's answer is wanted."""
+    """A sequence of token ids, special ones included, and the places in it at which the model's answer is wanted.
+
+    `labels` are the ids that truly stand at those places, for a `reduce` that asks for them; by default what stands in `input_ids`.
+    """
 
     input_ids: Sequence[int] | np.ndarray
     positions: Sequence[int] | np.ndarray
+    labels: Sequence[int] | np.ndarray | None = None
 
 
 class Engine:
@@ -52,12 +56,14 @@ class Engine:
         for (logits,) in self.run(requests, lambda logits: (logits,)):
             yield logits
 
-    def run(self, requests: Iterable[Request], reduce: Reduce) -> Iterator[tuple[Tensor, ...]]:
+    def run(self, requests: Iterable[Request], reduce: Reduce, *, labelled: bool = False) -> Iterator[tuple[Tensor, ...]]:
         """Yield for each request, in order, what `reduce` makes of the logits at its positions.
 
-        `reduce` takes the fp32 logits of a whole pass, (N, V), and returns tensors of N rows each: what it leaves out never piles up.
+        `reduce` takes the fp32 logits of a whole pass, (N, V), with `labelled` also the labels there, (N,), and returns tensors of
+        N rows each: what it leaves out never piles up.
         Raises: TaskError for a sequence longer than the model has positions, or one that asks for nothing.
         """
+        take = reduce if labelled else lambda logits, labels: reduce(logits)
         waiting: list[Request] = []
         num_tokens = 0
         for number, request in enumerate(requests):
@@ -65,10 +71,10 @@ class Engine:
             waiting.append(request)
             num_tokens += len(request.input_ids)
             if num_tokens >= self.max_tokens * self.lookahead:
-                yield from self._run_sorted(waiting, reduce)
+                yield from self._run_sorted(waiting, take)
                 waiting, num_tokens = [], 0
         if waiting:
-            yield from self._run_sorted(waiting, reduce)
+            yield from self._run_sorted(waiting, take)
 
     def _check(self, request: Request, number: int) -> None:
         length, positions = len(request.input_ids), np.asarray(request.positions, dtype=np.int64)
@@ -114,6 +120,11 @@ class Engine:
         places = [np.asarray(request.positions, dtype=np.int64) for request in requests]
         orders = [np.argsort(place, kind="stable") for place in places]
         batch = self.pack([request.input_ids for request in requests], [place[order] for place, order in zip(places, orders, strict=True)])
+        if any(request.labels is not None for request in requests):
+            bounds = np.cumsum([0, *(len(place) for place in places)])
+            for request, order, start in zip(requests, orders, bounds.tolist(), strict=False):
+                if request.labels is not None:
+                    batch.labels[start : start + len(order)] = torch.from_numpy(np.asarray(request.labels, dtype=np.int64)[order])
         with torch.inference_mode(), self.precision.autocast():
             reduced = self._forward(batch, reduce)
         counts = [len(order) for order in orders]
@@ -126,7 +137,8 @@ class Engine:
 
     def _forward(self, batch: PackedBatch, reduce: Reduce) -> tuple[Tensor, ...]:
         try:
-            return reduce(forward_packed(self.model, batch.to(self.device)).float())
+            batch = batch.to(self.device)
+            return reduce(forward_packed(self.model, batch).float(), batch.labels)
         except torch.OutOfMemoryError:
             if len(batch.documents) < 2:
                 raise
