@@ -23,6 +23,8 @@ _PUBLIC = {
     "resume": "train.run",
     "Filler": "tasks.fill",
     "fill": "tasks.fill",
+    "Scorer": "evaluate.pll",
+    "score": "evaluate.pll",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
