@@ -9,8 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from unmask.data.loader import frozen_batches, masks_fingerprint
-from unmask.data.masking import MaskingConfig
+from unmask.data.frozen import EVAL_MASKING, frozen_batches, masks_fingerprint
 from unmask.data.store import TokenStore
 from unmask.data.tokenizer import load_tokenizer, special_ids, tokenizer_hash
 from unmask.model.load import load_model, max_positions, position_offset
@@ -24,7 +23,7 @@ def main(corpus: str, *models: str) -> None:
         tokenizer = load_tokenizer(name)
         store = TokenStore.open(Path(corpus) / "heldout", tokenizer_hash=tokenizer_hash(tokenizer))
         model = load_model(name, tokenizer=tokenizer)
-        masking, common = MaskingConfig(mlm_probability=0.15), {"vocab_size": len(tokenizer), "seed": 0}
+        masking, common = EVAL_MASKING, {"vocab_size": len(tokenizer), "seed": 0}
         length = min(128, max_positions(model) or 128)
         batches = frozen_batches(
             store, special_ids(tokenizer), masking, **common,

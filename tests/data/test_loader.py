@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unmask.data.loader import Loader, Packer, Prefetch, frozen_batches, masks_fingerprint, prefetch
+from unmask.data.frozen import content_keys, frozen_batches, frozen_order, masks_fingerprint
+from unmask.data.loader import Loader, Packer, Prefetch, prefetch
 from unmask.data.masking import STRATEGIES, MaskingConfig, Vocabulary, mask_document
 from unmask.data.store import StoreWriter, TokenStore
 from unmask.errors import RunError, TokenizerError
@@ -219,8 +220,10 @@ def test_frozen_batches_are_frozen(store):
     assert not any(torch.equal(one.label_positions, two.label_positions) for one, two in zip(first, other, strict=True))
     tokens = sum(len(original) - 2 for batch in first for document, original, _, _ in segments(batch) if document >= 0)
     assert tokens == store.num_tokens
-    few = frozen(store, max_documents=10)
-    assert {document for batch in few for document in batch.documents.tolist()} - {-1} == set(np.flatnonzero(store.lengths[:10]).tolist())
+    chosen = frozen_order(store, content_keys(store), 500)
+    few = frozen(store, documents=chosen)
+    assert {document for batch in few for document in batch.documents.tolist()} - {-1} == set(chosen.tolist())
+    assert 400 < sum(store.lengths[chosen]) <= 500
 
 
 def test_frozen_masks_do_not_depend_on_windows(store):
@@ -245,7 +248,7 @@ def test_fingerprint(tmp_path, store):
         fingerprint(store, view=1),
         fingerprint(store, MaskingConfig("token", 0.16)),
         fingerprint(store, MaskingConfig("token", 0.15, mask_replace_prob=0.7)),
-        fingerprint(store, max_documents=100),
+        fingerprint(store, documents=np.arange(100)),
         fingerprint(make_store(tmp_path / "other", store.lengths, seed=9)),
     ]
     assert len({base, *others}) == 7

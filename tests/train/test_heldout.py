@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from unmask.data.loader import frozen_batches, masks_fingerprint
+from unmask.data.frozen import frozen_batches, masks_fingerprint
 from unmask.data.masking import MaskingConfig
 from unmask.data.tokenizer import special_ids
 from unmask.errors import DataError
@@ -22,7 +23,7 @@ def batches(store, tokenizer):
     def make(micro_tokens):
         return frozen_batches(
             store, special_ids(tokenizer), MaskingConfig(mlm_probability=0.15), vocab_size=len(tokenizer), seed=0, max_length=32,
-            micro_tokens=micro_tokens, max_documents=30,
+            micro_tokens=micro_tokens, documents=np.arange(30),
         )  # fmt: skip
 
     return make
@@ -102,7 +103,7 @@ def test_numbers_at_their_ends():
 
 def test_the_fingerprint_names_the_masks(store, tokenizer):
     def fingerprint(seed=0, view=0):
-        options = {"vocab_size": len(tokenizer), "seed": seed, "view": view, "max_documents": 9}
+        options = {"vocab_size": len(tokenizer), "seed": seed, "view": view, "documents": np.arange(9)}
         return masks_fingerprint(store, special_ids(tokenizer), MaskingConfig(), **options)
 
     assert fingerprint() == fingerprint()

@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_it_should(finished, corpus):
 
 
 def test_the_model_left_behind_gives_the_numbers_in_metrics(finished, corpus):
-    from unmask.data.loader import frozen_batches
+    from unmask.data.frozen import frozen_batches
     from unmask.data.masking import MaskingConfig
     from unmask.data.store import TokenStore
     from unmask.data.tokenizer import special_ids
@@ -94,7 +94,7 @@ def test_half_a_run_and_the_other_half_are_the_whole(corpus, tmp_path, precision
         "model": {**TINY, "family": "bert", "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2},
         **SMALL, "precision": precision, "micro_tokens": 128, "mlm_probability_end": 0.15, "max_steps": 20,
     }  # fmt: skip
-    whole = unmask.pretrain(output=tmp_path / "whole", data=corpus, save_steps=0, **settings)
+    whole = unmask.pretrain(output=tmp_path / "whole", data=corpus, save_steps=0, keep="last", **settings)
     half = unmask.pretrain(output=tmp_path / "half", data=corpus, save_steps=10, keep="last", **settings)
     # as after a kill between the checkpoint of step 10 and the end
     shutil.rmtree(half.folder / "checkpoints" / "step-00000020")

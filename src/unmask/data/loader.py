@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..errors import ConfigError, TokenizerError
 from .masking import BLOCK, REACH, MaskingConfig, Vocabulary, mask_tokens, num_blocks
-from .plan import Plan, cut, pack
+from .plan import Plan
 from .prefetch import Prefetch, prefetch
 from .store import TokenStore
 
 if TYPE_CHECKING:
     from .batch import PackedBatch
 
-__all__ = ["Loader", "Packer", "Prefetch", "frozen_batches", "masks_fingerprint", "prefetch"]
+__all__ = ["Loader", "Packer", "Prefetch", "prefetch"]
 
 Epoch = int | tuple[int | str, ...]
 
@@ -38,7 +36,10 @@ class SpecialIds(Protocol):
 
 
 class Packer:
-    """Make packed batches of windows of a store's documents: [CLS] content [SEP], masked, padded to `micro_tokens`."""
+    """Make packed batches of windows of a store's documents: [CLS] content [SEP], masked, padded to `micro_tokens`.
+
+    Masks are drawn by the documents' numbers, or by `keys` (documents,) where they are given.
+    """
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Packer:
         max_length: int,
         micro_tokens: int,
         position_offset: int = 0,
+        keys: np.ndarray | None = None,
     ) -> None:
         if specials.mask is None:
             raise TokenizerError(
@@ -62,7 +64,7 @@ class Packer:
                 f"the model's vocabulary has {vocab_size}; use a model with as many, "
                 "or pack the text again with the model's tokenizer"
             )
-        self.store, self.specials, self.masking, self.seed = store, specials, masking, seed
+        self.store, self.specials, self.masking, self.seed, self.keys = store, specials, masking, seed, keys
         self.max_length, self.micro_tokens, self.position_offset = max_length, micro_tokens, position_offset
         # random replacements come from what the tokenizer knows, not from rows that pad the embedding matrix
         special = {number for number in (*specials.all, specials.mask, specials.pad, specials.cls, specials.sep) if number is not None}
@@ -86,7 +88,7 @@ class Packer:
         ids, words = self.store.gather(piece_document, piece_start, piece_stop)
         bounds = np.concatenate([[0], np.cumsum(piece_stop - piece_start)])
         corrupted, selected = mask_tokens(
-            ids, words, bounds, piece_document, piece_start,
+            ids, words, bounds, piece_document if self.keys is None else self.keys[piece_document], piece_start,
             config=self.masking, vocabulary=self.vocabulary, seed=self.seed, epoch=epoch, probability=probability,
         )  # fmt: skip
         counts = stop - start
@@ -211,57 +213,3 @@ class Loader:
     def num_tokens_of(self, step: int) -> int:
         """Return how many real tokens, special ones among them, a step has."""
         return int(sum(self.plan.sizes[pack].sum() for pack in self.plan.packs(step)[1]))
-
-
-def frozen_batches(
-    store: TokenStore,
-    specials: SpecialIds,
-    masking: MaskingConfig,
-    *,
-    vocab_size: int,
-    seed: int,
-    max_length: int,
-    micro_tokens: int,
-    position_offset: int = 0,
-    view: int = 0,
-    max_documents: int | None = None,
-) -> Iterator[PackedBatch]:
-    """Return batches of the whole store (or its first documents) with masks that are the same at every call; `view` names another draw."""
-    packer = Packer(
-        store, specials, masking,
-        vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens, position_offset=position_offset,
-    )  # fmt: skip
-    windows = cut(store.lengths[:max_documents], max_length - packer.num_special)
-    packs = pack(windows.stop - windows.start + packer.num_special, np.arange(len(windows)), micro_tokens)
-    for number in range(len(packs)):
-        chosen = packs[number]
-        yield packer.batch(windows.document[chosen], windows.start[chosen], windows.stop[chosen], epoch=("eval", view))
-
-
-def masks_fingerprint(
-    store: TokenStore,
-    specials: SpecialIds,
-    masking: MaskingConfig,
-    *,
-    vocab_size: int,
-    seed: int,
-    view: int = 0,
-    max_documents: int | None = None,
-) -> str:
-    """Return 16 hex digits that stand for the frozen masks: the documents' names, their tokens, which are hidden, and behind what.
-
-    It does not depend on the window length or the batch size, which do not change the masks.
-    """
-    packer = Packer(store, specials, masking, vocab_size=vocab_size, seed=seed, max_length=2**31, micro_tokens=2**31)
-    digest = hashlib.sha256()
-    count = len(store) if max_documents is None else min(max_documents, len(store))
-    filled = np.flatnonzero(store.lengths[:count])
-    ends = np.cumsum(store.lengths[filled])
-    for group in np.split(filled, np.flatnonzero(np.diff(ends // 2**20)) + 1):
-        if len(group):
-            lengths = store.lengths[group]
-            arrays = packer.arrays(group, np.zeros_like(lengths), lengths, epoch=("eval", view), probability=None)
-            names = "\n".join(store.document_id(int(document)) for document in group)
-            for part in (names.encode(), lengths.astype("<i8"), arrays[0].astype("<i8"), arrays[1].astype("<i8"), np.packbits(arrays[2])):
-                digest.update(part if isinstance(part, bytes) else part.tobytes())
-    return digest.hexdigest()[:16]

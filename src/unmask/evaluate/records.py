@@ -7,7 +7,6 @@ hash of its content. Nothing here depends on the order in which documents came, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from ..data.frozen import fingerprint
 from ..errors import DataError
 
 RECORDS, DOCUMENTS = "records.arrow", "documents.arrow"
@@ -142,11 +142,6 @@ class Records:
                 writer.add(**{**columns, "document": np.full(rows.stop - rows.start, document)})
                 writer.add_documents({name: part.documents.column(name)[row : row + 1].to_pylist() for name, _ in _DOCUMENT_SCHEMA})
             return writer.finish(infos[0])
-
-
-def fingerprint(masks: np.ndarray) -> str:
-    """Return 16 hex digits over the documents' hashes of their masks, which stand in the order of the documents' keys."""
-    return hashlib.sha256(np.ascontiguousarray(masks, dtype="<u8").tobytes()).hexdigest()[:16]
 
 
 def _open(path: Path) -> pa.Table:

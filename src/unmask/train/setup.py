@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.batch import PackedBatch
-from ..data.loader import Loader, frozen_batches, masks_fingerprint
-from ..data.masking import MaskingConfig
+from ..data.frozen import EVAL_MASKING, EVAL_SEED, content_keys, frozen_batches, frozen_order, masks_fingerprint
+from ..data.loader import Loader
 from ..data.store import TokenStore
 from ..data.tokenizer import Specials, load_tokenizer, save_tokenizer, special_ids, tokenizer_hash
 from ..errors import CheckpointError, ConfigError, DataError
@@ -25,8 +25,6 @@ from .trackers import check as check_trackers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-EVAL_MASKING = MaskingConfig(mlm_probability=0.15)  # whatever a run trains with, it is measured on the same masks
-EVAL_SEED = 0
 MICRO_TOKENS = {"cpu": 8192, "cuda": 65_536}  # in one pass where the recipe says nothing; halved when memory runs out
 
 
@@ -210,13 +208,11 @@ def token_counts(recipe: Recipe, store: TokenStore, device_type: str, *, num_spe
 def eval_batches(
     heldout: TokenStore, specials: Specials, recipe: Recipe, *, micro_tokens: int, **shape: Any
 ) -> tuple[list[PackedBatch], str | None]:
-    """Return frozen batches of the first held-out documents, and the fingerprint of their masks."""
-    limit = recipe.train.eval_tokens
-    documents = int((heldout.lengths.cumsum() <= limit).sum()) if limit else len(heldout)
-    documents = max(1, documents) if len(heldout) else 0
-    if not documents or not int(heldout.lengths[:documents].sum()):
+    """Return frozen batches of the held-out documents (those with the smallest keys, where that is enough), and their fingerprint."""
+    documents = frozen_order(heldout, content_keys(heldout), recipe.train.eval_tokens)
+    if not len(documents):
         return [], None
-    common: dict[str, Any] = {"vocab_size": shape["vocab_size"], "seed": EVAL_SEED, "max_documents": documents}
+    common: dict[str, Any] = {"vocab_size": shape["vocab_size"], "seed": EVAL_SEED, "documents": documents}
     batches = frozen_batches(
         heldout, specials, EVAL_MASKING, **common,
         max_length=shape["max_length"], micro_tokens=max(micro_tokens, shape["max_length"]), position_offset=shape["position_offset"],
