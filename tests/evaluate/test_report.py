@@ -7,7 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from unmask.errors import CheckpointError
-from unmask.evaluate.report import num_parameters, read_log, shown, write
+from unmask.evaluate.page import shown
+from unmask.evaluate.report import write
+from unmask.evaluate.report_run import num_parameters, read_log
 
 HOSTILE = "<script>alert('x')</script>\"'&<img src=x onerror=alert(1)>"
 ALLOWED = {

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --card: #fff; --ink: #23262b; --quiet: #7d838c; --grid: #e6e4df;
@@ -73,5 +78,60 @@ def page(title: str, parts: Iterable[str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n"
-        "<footer>Made by Unmask from the files of the run.</footer>\n</main></body></html>\n"
+        "<footer>Made by Unmask from the files beside it.</footer>\n</main></body></html>\n"
     )
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; an empty dict where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; remove it, and make the report again") from None
+
+
+def cells(shown: Iterable[tuple[str, str, str]]) -> str:
+    """Return the few numbers that say most, large: (name, value, note) each."""
+    found = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>" for name, value, note in shown]
+    return f'<dl class="figures">{"".join(found)}</dl>' if found else ""
+
+
+def numbers(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]) -> str:
+    """Return a table of numbers: the heads of its columns, then (name, values, whether the row stands out) each."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = ""
+    for name, values, own in rows:
+        shown = "".join(f"<td>{escape(value)}</td>" for value in values)
+        body += f'<tr{" class=own" if own else ""}><th scope="row">{escape(name)}</th>{shown}</tr>'
+    return f'<div class="scroll"><table class="numbers"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def percent(score: float) -> str:
+    """Return a probability as a reader wants it."""
+    return "&lt;1%" if 0 < score < 0.005 else f"{score:.0%}"
+
+
+def tables(title: str, source: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a part of the page that opens on a click: names and values, group by group."""
+    parts = []
+    for name, values in groups.items():
+        rows = "".join(f"<tr><th scope=row>{escape(str(key))}</th><td>{escape(shown(value))}</td></tr>" for key, value in values.items())
+        if rows:
+            parts.append(f"<div>{f'<h3>{escape(name)}</h3>' if name else ''}<table class=pairs>{rows}</table></div>")
+    if not parts:
+        return ""
+    summary = f"<summary><h2>{escape(title)}</h2><small>{escape(source)}</small></summary>"
+    return f'<details>{summary}<div class="groups">{"".join(parts)}</div></details>'
+
+
+def shown(value: Any) -> str:
+    """Return a value as a reader wants it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(shown, value)) or "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,272 +1,33 @@
-"""The report of a run: one page that needs nothing but itself, in which all text is escaped."""
+"""The report of a run, an evaluation or a comparison: one page that needs nothing but itself, in which all text is escaped."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import statistics
-import tomllib
-from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
-from typing import Any
 
-from ..errors import CheckpointError, UnmaskError
-from ..train.card import NAMES
-from ..train.runlog import ENVIRONMENT, LOG, duration
-from .figure import Curves, loss_curve
+from ..errors import CheckpointError
+from . import report_run
 from .page import page
 
-EXAMPLES, REPORT = "examples.json", "report.html"
-ROWS = ("", "before", "unigram", "untrained")
-FAMILIES = {"bert": "BERT", "modernbert": "ModernBERT"}
-SIZES = {"wide": (9.6, 3.6), "narrow": (4.6, 3.4)}
-
-log = logging.getLogger(__name__)
+REPORT = "report.html"
+KINDS = ((report_run.is_run, report_run.parts),)
 
 
 def write(folder: str | Path) -> Path:
-    """Write RUN/report.html from what the run has written down, and return its path.
+    """Write FOLDER/report.html from what a run, an evaluation or a comparison has written down there, and return its path.
 
-    A finished run's model fills a dozen masks of held-out sentences for it, unless examples.json beside it has them already.
-    Raises: CheckpointError where the folder holds no run.
+    Raises: CheckpointError where the folder holds none of them.
     """
     folder = Path(folder).expanduser()
-    if not (folder / "config.toml").is_file() or not (folder / LOG).is_file():
-        raise CheckpointError(f"'{folder}' holds no run (no config.toml and {LOG}); name the folder that `unmask pretrain` or `adapt` made")
-    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    records = read_log(folder / LOG)
-    metrics = read_json(folder / "metrics.json")
-    text = page(
-        f"{folder.resolve().name} · Unmask",
-        [
-            heading(folder, settings, records, metrics),
-            figures(folder, records, metrics),
-            curve(records, metrics, settings),
-            results(metrics),
-            examples(find_examples(folder, settings)),
-            tables("Settings", "config.toml", sections(settings)),
-            tables("Text", "the packed corpus", corpus(folder)),
-            tables("Environment", ENVIRONMENT, {"": read_json(folder / ENVIRONMENT)}),
-        ],
-    )
+    parts = next((parts for matches, parts in KINDS if matches(folder)), None)
+    if parts is None:
+        raise CheckpointError(
+            f"'{folder}' holds no run (no config.toml and log.jsonl), and no evaluation or comparison; "
+            "name the folder that `unmask pretrain`, `adapt`, `evaluate` or `compare` made"
+        )
+    text = page(f"{folder.resolve().name} · Unmask", parts(folder))
     path = folder / REPORT
     partial = path.with_name(f"{REPORT}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return path
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log that are whole: a run that goes on may be in the middle of one."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; an empty dict where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; remove it, and make the report again") from None
-
-
-def heading(folder: Path, settings: Mapping[str, Any], records: list[dict[str, Any]], metrics: Mapping[str, Any]) -> str:
-    """Return the headline: what run this is, and how far it came."""
-    sources = settings.get("data", {}).get("sources", [])
-    base, model = settings.get("base_model"), settings.get("model", {})
-    kind = f"{model.get('preset', '')} {FAMILIES.get(model.get('family'), 'model')}"
-    what = f"{Path(base).name} adapted to" if base else f"A {kind} trained from scratch on"
-    names = ", ".join(Path(source).name for source in sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
-    start = next((record["time"] for record in records if record.get("event") == "start" and "time" in record), "")
-    state = "" if metrics else '<p class="note">This run has not ended: what stands here is how far it came.</p>'
-    return (
-        f"<header><h1>{escape(folder.resolve().name)}</h1><p>{escape(what)} <b>{escape(names or 'text')}</b>"
-        f"{', started ' + escape(start[:16].replace('T', ' ')) + ' UTC' if start else ''}</p>{state}</header>"
-    )
-
-
-def figures(folder: Path, records: list[dict[str, Any]], metrics: Mapping[str, Any]) -> str:
-    """Return the few numbers that say most."""
-    steps = [record for record in records if "event" not in record and "loss" in record]
-    shown: list[tuple[str, str, str]] = []
-    if "masked_accuracy" in metrics:
-        base = metrics.get("unigram", {}).get("masked_accuracy")
-        beside = f"{metrics['masked_accuracy'] / base:.1f} times word frequencies" if base else "of held-out masked tokens"
-        shown.append(("masked accuracy", f"{metrics['masked_accuracy']:.1%}", beside))
-        base = metrics.get("unigram", {}).get("masked_perplexity")
-        shown.append(("masked perplexity", f"{metrics['masked_perplexity']:,.1f}", f"word frequencies: {base:,.0f}" if base else ""))
-    if steps:
-        rates = [record["tokens_per_second"] for record in steps if record.get("tokens_per_second")]
-        shown.append(("training speed", f"{statistics.median(rates):,.0f}" if rates else "?", "real tokens a second, median"))
-        tokens = steps[-1]["tokens"]
-        amount = f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens:,}"
-        shown.append(("training time", duration(steps[-1]["seconds"]), f"{steps[-1]['step']:,} steps, {amount} tokens"))
-    size = num_parameters(folder / "model" / "model.safetensors")
-    if size:
-        shown.append(("model", f"{size / 1e6:,.1f} M", "parameters"))
-    cells = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>" for name, value, note in shown]
-    return f'<dl class="figures">{"".join(cells)}</dl>' if cells else ""
-
-
-def num_parameters(path: Path) -> int:
-    """Return how many numbers a safetensors file holds, from its header alone; 0 where there is none."""
-    if not path.is_file():
-        return 0
-    from safetensors import safe_open
-
-    total = 0
-    with safe_open(path, framework="numpy") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - it is no dict
-            size = 1
-            for dimension in tensors.get_slice(name).get_shape():
-                size *= dimension
-            total += size
-    return total
-
-
-def curve(records: list[dict[str, Any]], metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return the loss curve, once for wide and once for narrow pages."""
-    train = [(record["step"], record["loss"]) for record in records if "event" not in record and "loss" in record]
-    heldout = [(record["step"], record["masked_loss"]) for record in records if record.get("event") == "heldout"]
-    if not train and not heldout:
-        return ""
-    curves = Curves(train, heldout, metrics.get("unigram", {}).get("masked_loss"))
-    drawn = "".join(f'<div class="{name}">{loss_curve(curves, width=size[0], height=size[1])}</div>' for name, size in SIZES.items())
-    rate = settings.get("masking", {}).get("mlm_probability")
-    share = f"{rate:.0%} of the tokens" if isinstance(rate, float) else "tokens"
-    caption = (
-        f"The training loss masks {share}, drawn anew in every pass; held-out loss is measured on 15% masks that never change. "
-        "So the two compare in their course, not in their height."
-    )
-    return f"<section><h2>Loss</h2><figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure></section>"
-
-
-def results(metrics: Mapping[str, Any]) -> str:
-    """Return the table of the model beside its baselines, and what the numbers mean."""
-    if "masked_loss" not in metrics:
-        return ""
-    rows = []
-    for key in ROWS:
-        row = metrics if not key else metrics.get(key)
-        if not row:
-            continue
-        numbers = f"<td>{row['masked_accuracy']:.1%}</td><td>{row['masked_perplexity']:,.1f}</td><td>{row['masked_loss']:.3f}</td>"
-        rows.append(f'<tr{"" if key else " class=own"}><th scope="row">{escape(NAMES[key])}</th>{numbers}</tr>')
-    documents = f" in {metrics['num_documents']:,} documents" if metrics.get("num_documents") else ""
-    note = (
-        f"All rows: the same {metrics['num_masked_tokens']:,} masked tokens{documents} that the model was not trained on. Accuracy: the "
-        "share of them whose most probable prediction is the original token. Loss: the mean negative logarithm of the probability of the "
-        "original token, in nats. Perplexity: its exponential; it does not compare with that of a model that reads from left to right, "
-        "nor of one with another vocabulary."
-    )
-    head = "<tr><th></th><th>accuracy</th><th>perplexity</th><th>loss</th></tr>"
-    table = f'<table class="numbers"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
-    return (
-        f'<section><h2>On held-out text</h2><div class="scroll">{table}</div>'
-        f'<p class="note">{escape(note)} Mask fingerprint: <code>{escape(str(metrics.get("masks_fingerprint")))}</code></p></section>'
-    )
-
-
-def find_examples(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return masked held-out sentences with what the finished model puts there; none where there is no model or no held-out text.
-
-    They are kept in examples.json, and made again where the model is newer.
-    """
-    kept, weights = folder / EXAMPLES, folder / "model" / "model.safetensors"
-    if kept.is_file() and not (weights.is_file() and weights.stat().st_mtime > kept.stat().st_mtime):
-        found: list[dict[str, Any]] = read_json(kept)
-        return found
-    places = [folder / "corpus", *(Path(source) for source in settings.get("data", {}).get("sources", []))]
-    heldout = next((place / "heldout.jsonl" for place in places if (place / "heldout.jsonl").is_file()), None)
-    if heldout is None or not weights.is_file():
-        return []
-    from ..tasks.fill import Filler
-    from .examples import fill_examples, masked_sentences
-
-    try:
-        filler = Filler.load(weights.parent, device="cpu")
-        made = fill_examples(filler, masked_sentences(heldout, filler.tokenizer))
-    except UnmaskError as error:  # the report is worth having without them
-        log.warning("no examples in the report of '%s': %s", folder, error)
-        return []
-    kept.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return made
-
-
-def examples(items: Iterable[Mapping[str, Any]]) -> str:
-    """Return the filled sentences with a bar for each candidate."""
-    cards = []
-    for item in items:
-        before, _, after = str(item["text"]).partition("[MASK]")
-        candidates, answer = item["candidates"], str(item["answer"])
-        bars, hit = [], False
-        for candidate in candidates:
-            score, token = min(max(float(candidate["score"]), 0.0), 1.0), str(candidate["token"])
-            right = token.strip().lower() == answer.strip().lower()
-            hit = hit or right
-            bars.append(
-                f'<li{" class=right" if right else ""}><span class="token">{escape(token)}</span>'
-                f'<span class="bar"><i style="width:{score * 100:.1f}%"></i></span><span class="score">{percent(score)}</span></li>'
-            )
-        word = f'<mark class="{"hit" if hit else "miss"}">{escape(answer)}</mark>'
-        cards.append(f"<article><p>{escape(before)}{word}{escape(after)}</p><ol>{''.join(bars)}</ol></article>")
-    if not cards:
-        return ""
-    note = (
-        "Sentences of held-out documents, chosen by a hash and not by how they came out. The marked word was hidden from the model; "
-        "below are its first five guesses. Filled: the word is among them."
-    )
-    return f'<section><h2>Filled masks</h2><p class="note">{note}</p><div class="cards">{"".join(cards)}</div></section>'
-
-
-def percent(score: float) -> str:
-    """Return a probability as a reader wants it."""
-    return "&lt;1%" if 0 < score < 0.005 else f"{score:.0%}"
-
-
-def sections(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings table by table, those of no table first."""
-    plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
-    return {**({"": plain} if plain else {}), **{key: dict(value) for key, value in settings.items() if isinstance(value, Mapping)}}
-
-
-def corpus(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what packing the text reported, if it was packed into the run's own folder."""
-    report = read_json(folder / "corpus" / "report.json")
-    kept = ("documents", "train", "heldout", "seconds")
-    return {key: value for key, value in report.items() if key in kept and isinstance(value, dict)}
-
-
-def tables(title: str, source: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a part of the page that opens on a click: names and values, group by group."""
-    parts = []
-    for name, values in groups.items():
-        rows = "".join(f"<tr><th scope=row>{escape(str(key))}</th><td>{escape(shown(value))}</td></tr>" for key, value in values.items())
-        if rows:
-            parts.append(f"<div>{f'<h3>{escape(name)}</h3>' if name else ''}<table class=pairs>{rows}</table></div>")
-    if not parts:
-        return ""
-    summary = f"<summary><h2>{escape(title)}</h2><small>{escape(source)}</small></summary>"
-    return f'<details>{summary}<div class="groups">{"".join(parts)}</div></details>'
-
-
-def shown(value: Any) -> str:
-    """Return a value as a reader wants it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(shown, value)) or "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
