@@ -24,6 +24,8 @@ class DataConfig:
     tokenizer: str | None = None  # a folder, a file or a Hub id; unset: the packed corpus's or the model's own, or one is trained
     tokenizer_kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"  # of a tokenizer that is trained
     vocab_size: int = 16_384  # of a tokenizer that is trained
+    extend_vocab: int = 0  # words of the text to add to the vocabulary of a model that is continued
+    general: tuple[str, ...] = ()  # text that a model which is continued must not forget: it is measured on it, before and after
     format: str | None = None  # txt, jsonl, csv, tsv, parquet; unset: by the file's name
     text_column: str = "text"  # of tables and JSON lines
     encoding: str = "utf-8"  # of text files
@@ -37,6 +39,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from 1")
+        if self.extend_vocab < 0:
+            raise ConfigError(f"data.extend_vocab = {self.extend_vocab!r}; allowed: 0 (no words are added), or how many words")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"data.held_out = {self.held_out!r}; allowed: a share from 0 up to, not including, 1 (0.01 is usual)")
 
@@ -104,8 +108,9 @@ def absolute(recipe: Recipe) -> Recipe:
         return str(path.resolve()) if path.exists() else name
 
     sources = tuple(full(source) for source in recipe.data.sources)
+    general = tuple(full(source) for source in recipe.data.general)
     tokenizer = None if recipe.data.tokenizer is None else full(recipe.data.tokenizer)
-    data = dataclasses.replace(recipe.data, sources=sources, tokenizer=tokenizer)
+    data = dataclasses.replace(recipe.data, sources=sources, tokenizer=tokenizer, general=general)
     return dataclasses.replace(recipe, data=data, base_model=None if recipe.base_model is None else full(recipe.base_model))
 
 

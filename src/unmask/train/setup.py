@@ -18,6 +18,7 @@ from ..data.tokenizer import Specials, load_tokenizer, save_tokenizer, special_i
 from ..errors import CheckpointError, ConfigError, DataError
 from ..model.load import build_model, check_fit, check_folder, load_model, position_offset
 from ..model.memory import tune_allocator
+from . import extension
 from .precision import Precision, choose
 from .recipe import Recipe
 from .trackers import check as check_trackers
@@ -63,7 +64,7 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     store = TokenStore.open(inside, tokenizer_hash=tokenizer_hash(tokenizer), verify=verify)
     if not store.num_tokens:
         raise DataError(f"the packed corpus '{corpus}' holds no tokens to train on")
-    model = find_model(recipe, tokenizer, model_folder)
+    model = find_model(recipe, tokenizer, folder, model_folder)
     check_fit(model, tokenizer, recipe.data.max_length)
     specials = special_ids(tokenizer)
     embeddings: Any = model.get_input_embeddings()
@@ -111,6 +112,7 @@ def check_early(recipe: Recipe) -> None:
     if not data.sources:
         raise ConfigError("no text is named: give --data FILES, or a packed corpus (data.sources in a recipe)")
     check_trackers(recipe.train.trackers)
+    extension.check(recipe, is_packed)
     if data.max_length < 8:
         raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
     if data.batch_tokens < data.max_length:
@@ -147,6 +149,8 @@ def find_corpus(
     if is_packed(corpus):  # a run that was interrupted after packing
         return corpus, load_tokenizer(corpus / "tokenizer")
     tokenizer = load_tokenizer(named) if named is not None else trained_tokenizer(recipe, folder, say)
+    if data.extend_vocab and model_folder is None:
+        tokenizer = extension.extended_tokenizer(recipe, folder, tokenizer, say)
     from ..data.pack import pack
 
     say(f"packing {', '.join(data.sources)} into {corpus}")
@@ -178,10 +182,12 @@ def trained_tokenizer(recipe: Recipe, folder: Path, say: Callable[[str], None]) 
     return tokenizer
 
 
-def find_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, model_folder: Path | None) -> PreTrainedModel:
+def find_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path, model_folder: Path | None) -> PreTrainedModel:
     """Return the model of a run: a checkpoint's, the one that it continues, or a fresh one."""
     if model_folder is not None:
         return load_model(model_folder, tokenizer=tokenizer)
+    if recipe.base_model is not None and recipe.data.extend_vocab:
+        return extension.extended_model(folder, load_model(recipe.base_model))
     if recipe.base_model is not None:
         return load_model(recipe.base_model, tokenizer=tokenizer)
     return build_model(recipe.model, tokenizer, max_length=recipe.data.max_length, seed=recipe.train.seed)
