@@ -27,6 +27,7 @@ VERBS = {
     "adapt": ("train", "Continue the pre-training of an existing model on the text of a domain."),
     "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
     "fill": ("fill", "Fill the masks in a text."),
+    "evaluate": ("evaluate", "Measure a model on hidden tokens of a text: loss, accuracy, F1, calibration, intervals."),
     "report": ("report", "Make the report page of a run again."),
     "demo": ("demo", "From the documentation on this machine to a filled mask, in a few minutes."),
 }

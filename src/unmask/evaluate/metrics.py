@@ -185,18 +185,24 @@ class _Vocabulary:
                 ones = np.ones(int(chosen.sum()))
                 self.tables[place] = self.tables[place] + coo_matrix((ones, (classes[chosen], who[chosen])), shape).tocsr()
 
-    def scores(self, weight: np.ndarray) -> dict[str, np.ndarray]:
-        """Return macro and weighted precision, recall and F1 for each row of weights (r, units); 0 where there is nothing to divide by."""
+        self.point = {name: above / np.maximum(below, 1) for name, (above, below) in self._each(np.ones((1, shape[1]))).items()}
+
+    def _each(self, weight: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return numerator and denominator of the scores of each class, (classes, r)."""
         support, guessed, both = (table @ weight.T for table in self.tables)
-        there = support > 0
-        each = {
-            "precision": both / np.maximum(guessed, 1),
-            "recall": both / np.maximum(support, 1),
-            "f1": 2 * both / np.maximum(support + guessed, 1),
-        }
+        return {"precision": (both, guessed), "recall": (both, support), "f1": (2 * both, support + guessed)}
+
+    def scores(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """Return macro and weighted precision, recall and F1 for each row of weights (r, units); 0 where there is nothing to divide by.
+
+        What a resample has nothing to divide by for keeps the score that it has in the whole text: most tokens are rare, and if those that
+        are not drawn counted 0, or not at all, the resamples would lie to one side of the number.
+        """
+        support = self.tables[0] @ weight.T
         result = {}
-        for name, values in each.items():
-            result[f"macro_{name}"] = (values * there).sum(0) / there.sum(0)
+        for name, (above, below) in self._each(weight).items():
+            values = np.where(below > 0, above / np.maximum(below, 1), self.point[name])
+            result[f"macro_{name}"] = values.mean(0)
             result[f"weighted_{name}"] = (values * support).sum(0) / support.sum(0)
         return result
 

@@ -1,0 +1,184 @@
+"""`unmask evaluate`: how well does a masked language model predict the hidden tokens of a text?"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+SHOWN = ("masked_loss", "masked_perplexity", "masked_accuracy", "top_5_accuracy", "top_10_accuracy", "mean_reciprocal_rank",
+         "bits_per_byte", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall",
+         "expected_calibration_error")  # fmt: skip
+SLICE_COLUMNS = ("masked_loss", "masked_accuracy", "top_10_accuracy", "bits_per_byte")
+ROWS = 20  # of a slice that are shown
+POLICY = {"corrupt": "80% [MASK], 10% a random token, 10% kept, as in training", "mask": "100% [MASK]"}
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, or a Hub id.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Files, folders, globs, '-', 'hub:NAME', or one packed corpus (its held-out text). A run has its own."),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="What stands in place of a masked token: corrupt (80/10/10, as in training) or mask.")
+    ] = "corrupt",
+    views: Annotated[int, typer.Option(help="Draws of masks to measure on.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the masks; evaluations during training have 0.")] = 0,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a window, special ones included. By default what the model has, at most 512.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Measure on documents of so many tokens in all, chosen by hash; 0: on all, the default.")
+    ] = None,
+    slice_by: Annotated[
+        str | None, typer.Option(help="A field of the documents' metadata to break the numbers down by, or 'source'.")
+    ] = None,
+    frequencies: Annotated[
+        str | None, typer.Option(help="A packed corpus whose training text says which tokens are frequent. By default the text itself.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0: no intervals.")] = 1000,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder for metrics.json and the records.")] = None,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Write predictions.jsonl too, a line a masked token.")] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="The tokenizer, where the model's folder has none.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column that holds the documents' ids.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Documents of a text file: line, blank (blank lines between), file, or auto.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print metrics.json.")] = False,
+) -> None:
+    """Measure a masked language model on the frozen masks of a text: every number with its count and a 95% interval over documents.
+
+    The same text has the same masks wherever it is measured: in any order, any batch, with any model of the same tokenizer. Numbers
+    compare where the masks' fingerprint is the same. Without --data, a run is measured on its own held-out text.
+    """
+    if predictions and output is None:
+        raise ConfigError("--predictions are written into a folder: name one with --output")
+    from ..evaluate.evaluation import evaluate as run
+
+    with Progress() as progress:
+        found = run(
+            model, data[0] if data and len(data) == 1 else data, tokenizer=tokenizer, policy=policy, views=views, seed=seed,
+            max_length=max_length, max_tokens=max_tokens, slice_by=slice_by, frequencies=frequencies, resamples=resamples,
+            output=output, predictions=predictions, precision=precision, device=device, batch_tokens=batch_tokens, progress=progress,
+            format=format, text_column=text_column, id_column=id_column, layout=layout, encoding=encoding,
+        )  # fmt: skip
+    print(json.dumps(found.metrics, ensure_ascii=False, indent=1)) if as_json else show(found.metrics)
+    if output is not None:
+        print(f"written to {output}", file=sys.stderr)
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print the metrics: tables on a terminal, plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("\n".join(plain(metrics)))
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=Text(about(metrics)[0]), title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name in ("value", "95% interval", "count"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in SHOWN:
+        row = metrics[name]
+        table.add_row(name, Text(number(row["value"]), style="bold"), between(row), f"{row['count']:,}")
+    console.print(table)
+    for dimension, rows in metrics.get("slices", {}).items():
+        table = Table(box=box.SIMPLE_HEAD, title=Text(f"by {dimension}"), title_justify="left")
+        table.add_column("", min_width=14)
+        for name in ("count", "documents", *SLICE_COLUMNS):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows[:ROWS]:
+            table.add_row(
+                Text(row["name"]), f"{row['count']:,}", f"{row['num_documents']:,}", *(number(row[n]["value"]) for n in SLICE_COLUMNS)
+            )
+        console.print(table)
+        if len(rows) > ROWS:
+            console.print(f"and {len(rows) - ROWS:,} more: --json shows them", markup=False)
+    for line in about(metrics)[1:]:
+        console.print(line, markup=False)
+
+
+def plain(metrics: dict[str, Any]) -> list[str]:
+    """Return the metrics as lines that a program can cut at its columns."""
+    lines = [
+        f"{name:27} {number(metrics[name]['value']):>12}  {between(metrics[name]):>24}  {metrics[name]['count']:>10,}" for name in SHOWN
+    ]
+    for dimension, rows in metrics.get("slices", {}).items():
+        lines.append(f"by {dimension}:  count, documents, {', '.join(SLICE_COLUMNS)}")
+        for row in rows[:ROWS]:
+            numbers = "".join(f"{number(row[name]['value']):>12}" for name in SLICE_COLUMNS)
+            lines.append(f"  {row['name']:25} {row['count']:>12,} {row['num_documents']:>10,}{numbers}")
+        if len(rows) > ROWS:
+            lines.append(f"  and {len(rows) - ROWS:,} more: --json shows them")
+    return [*lines, *about(metrics)]
+
+
+def about(metrics: dict[str, Any]) -> list[str]:
+    """Return in words what was measured."""
+    settings = metrics["settings"]
+    views = "" if settings["views"] == 1 else f", {settings['views']} draws"
+    lines = [
+        f"{metrics['num_masked_tokens']:,} masked tokens in {metrics['num_documents']:,} documents, policy {settings['policy']}",
+        f"masks {metrics['masks_fingerprint']}: {settings['mlm_probability']:.0%} of {metrics['num_tokens']:,} tokens{views}, behind them "
+        f"{POLICY[settings['policy']]}; {settings['precision']}",
+        f"{metrics['num_windows']:,} windows of at most {settings['max_length']} tokens; "
+        f"{metrics['num_documents_in_windows']:,} documents have more than one",
+        f"tokens are frequent or rare in {settings['frequencies']}; the perplexity is not that of a model that reads from left to right",
+    ]
+    if settings.get("max_tokens"):
+        lines.append(f"the documents are a part of the text, chosen by hash: no more than {settings['max_tokens']:,} tokens together")
+    for count, what in (
+        (metrics["num_documents_empty"], "hold no text and were not measured"),
+        (metrics["num_documents_without_masked_tokens"], "hold no token that can be masked"),
+    ):
+        if count:
+            lines.append(f"documents that {what}: {count:,}")
+    if metrics["interval"]["why_none"]:
+        lines.append(f"no intervals: {metrics['interval']['why_none']}")
+    return lines
+
+
+def number(value: float | None) -> str:
+    """Return a number with six digits."""
+    return "–" if value is None else f"{value:.6g}"
+
+
+def between(row: dict[str, Any]) -> str:
+    """Return an interval as it is shown."""
+    return "–" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
+
+
+class Progress:
+    """Show how far a measurement is: one live line on a terminal, a plain line every ten seconds elsewhere; on the standard error."""
+
+    def __init__(self) -> None:
+        self.live, self.started, self.shown, self.drawn = sys.stderr.isatty(), time.monotonic(), time.monotonic(), False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.drawn:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.shown < (0.1 if self.live else 10):
+            return
+        self.shown, self.drawn = now, self.live
+        line = f"measuring: {done:,} of {total:,} tokens ({done / max(now - self.started, 1e-6):,.0f} a second)"
+        print(f"\r\x1b[2K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)

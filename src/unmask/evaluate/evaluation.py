@@ -1,0 +1,208 @@
+"""Measure a masked language model on text: `unmask.evaluate` and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import read_toml
+from ..data.frozen import EVAL_SEED, POLICIES
+from ..data.store import TokenStore
+from ..data.tokenizer import load_tokenizer, tokenizer_hash
+from ..errors import CheckpointError, ConfigError, DataError
+from .metrics import metrics as metrics_of
+from .records import ACTIONS, Records
+from .stats import RESAMPLES
+from .text import open_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..infer.engine import Engine
+
+METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: the numbers, as in metrics.json, and what they were computed from."""
+
+    metrics: dict[str, Any]
+    records: Records
+
+    def __getitem__(self, name: str) -> Any:
+        return self.metrics[name]["value"] if isinstance(self.metrics[name], dict) and "value" in self.metrics[name] else self.metrics[name]
+
+
+def evaluate(
+    model: str | Path | PreTrainedModel,
+    data: str | Path | Sequence[str | Path] | None = None,
+    *,
+    tokenizer: Any = None,
+    policy: str = "corrupt",
+    views: int = 1,
+    seed: int = EVAL_SEED,
+    max_length: int | None = None,
+    max_tokens: int | None = None,
+    slice_by: str | None = None,
+    frequencies: str | Path | None = None,
+    resamples: int = RESAMPLES,
+    output: str | Path | None = None,
+    predictions: bool = False,
+    precision: str = "fp32",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **reading: Any,
+) -> Evaluation:
+    """Return the numbers of a masked language model on the frozen masks of a text, each with its count and a 95% interval.
+
+    `model` is a folder, a Hub id, a run's folder (its finished model; on its own held-out text where `data` is not given), or a model with
+    its `tokenizer`. `data` is what `read` takes, or a packed corpus. `policy` is "corrupt" (80/10/10, as in training) or "mask" (the mask
+    token alone): their numbers do not compare. On the corpus of the run that made the model, `max_length` and `max_tokens` are the run's.
+    `frequencies` names the store whose token frequencies the slices go by (a packed corpus: its training text); by default the text's own.
+    `output` is a folder for metrics.json, the records and, with `predictions`, predictions.jsonl. The rest of the keywords go to `read`.
+    Raises: DataError, ConfigError, CheckpointError, TokenizerError, StoreError.
+    """
+    from .masked import measure  # torch
+
+    if policy not in POLICIES:
+        raise ConfigError(f"policy = {policy!r}; allowed: {', '.join(POLICIES)} (as in training, or the mask token alone)")
+    if predictions and output is None:
+        raise ConfigError("predictions are written into a folder: name one (output; --output on the command line)")
+    if resamples < 0:
+        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
+    folder = check_output(output)
+    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    defaults = run_defaults(model, data) if isinstance(model, (str, Path)) else {}
+    data = data if data is not None else defaults.get("data")
+    if data is None:
+        raise DataError(f"no text is named to measure '{name}' on; name files or a packed corpus: --data FILES")
+    if max_tokens is None:
+        max_tokens = defaults.get("max_tokens", 0)
+    if max_length is None and defaults.get("max_length") is not None:
+        max_length = min(defaults["max_length"], engine.max_length or defaults["max_length"])
+    text = open_text(data, tokenizer, slice_by=slice_by, max_tokens=max_tokens, **reading)
+    counts = None if frequencies is None else token_frequencies(frequencies, tokenizer)
+    if folder is not None:
+        for stale in (METRICS, PREDICTIONS):  # one that ends early must not leave those of another
+            (folder / stale).unlink(missing_ok=True)
+    records = measure(
+        engine, text, policy=policy, views=views, seed=seed, max_length=max_length, frequencies=counts, folder=folder,
+        info={"model": name, "max_tokens": max_tokens}, progress=progress,
+    )  # fmt: skip
+    found = metrics_of(records, resamples=resamples)
+    found["num_documents_empty"] = text.num_empty
+    if folder is not None:
+        write(folder / METRICS, [json.dumps(found, indent=1, ensure_ascii=False) + "\n"])
+        if predictions:
+            write(folder / PREDICTIONS, predicted(records, tokenizer))
+    return Evaluation(found, records)
+
+
+def load(
+    model: str | Path | PreTrainedModel, tokenizer: Any, *, precision: str, device: str, batch_tokens: int | None
+) -> tuple[str, Engine, Any]:
+    """Return the name of a model, an engine that runs it, and its tokenizer; `device` is auto, cpu, cuda ..."""
+    from ..infer.engine import Engine
+    from ..model.load import check_fit, check_folder, load_model
+    from ..train.setup import find_device
+
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ConfigError(f"batch_tokens = {batch_tokens}; allowed: 1 or more")
+    if isinstance(model, (str, Path)):
+        folder = model_folder(model)
+        check_folder(str(folder))
+        tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer) if not hasattr(tokenizer, "get_vocab") else tokenizer
+        loaded, name = load_model(folder, tokenizer=tokenizer), str(model)
+    else:
+        if tokenizer is None:
+            raise ConfigError("a model that is given as an object needs its tokenizer beside it: evaluate(model, data, tokenizer=...)")
+        check_fit(model, tokenizer)
+        loaded, name = model, str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if isinstance(model, (str, Path)) or device != "auto":
+        loaded.to(find_device(device))  # type: ignore[arg-type]
+    return name, Engine(loaded, max_tokens=batch_tokens, precision=precision), tokenizer
+
+
+def model_folder(name: str | Path) -> str | Path:
+    """Return the folder of a run's finished model, for a run; any other name as it is."""
+    run = Path(name).expanduser()
+    return run / "model" if (run / "config.toml").is_file() and (run / "model").is_dir() else name
+
+
+def run_defaults(model: str | Path, data: str | Path | Sequence[str | Path] | None) -> dict[str, Any]:
+    """Return data, max_length and max_tokens of the run that a model comes from, where the data is the run's own corpus (or not named)."""
+    folder = Path(model).expanduser()
+    run = folder if (folder / "config.toml").is_file() else folder.parent if folder.name == "model" else None
+    if run is None or not (run / "config.toml").is_file():
+        return {}
+    settings = read_toml(run / "config.toml")
+    own = [run / "corpus", *(Path(source) for source in settings.get("data", {}).get("sources", []))]
+    corpus = next((path for path in own if (path / "heldout" / "store.json").is_file()), None)
+    if corpus is None or (data is not None and (not isinstance(data, (str, Path)) or not _same(Path(data), (corpus, corpus / "heldout")))):
+        return {}
+    return {
+        "data": corpus,
+        "max_length": settings.get("data", {}).get("max_length"),
+        "max_tokens": settings.get("train", {}).get("eval_tokens", 0),
+    }
+
+
+def _same(path: Path, others: Iterable[Path]) -> bool:
+    return any(path.resolve() == other.resolve() for other in others)
+
+
+def token_frequencies(corpus: str | Path, tokenizer: Any) -> np.ndarray:
+    """Return how often each token occurs in a store, or in the training text of a packed corpus, (V,) int64."""
+    from ..train.unigram import token_counts
+
+    folder = Path(corpus)
+    store = TokenStore.open(folder / "train" if (folder / "train").is_dir() else folder, tokenizer_hash=tokenizer_hash(tokenizer))
+    return token_counts(store, store.vocab_size)
+
+
+def check_output(output: str | Path | None) -> Path | None:
+    """Return the folder for the results; an evaluation that is there already is written over, anything else is not touched.
+
+    Raises: CheckpointError.
+    """
+    if output is None:
+        return None
+    folder = Path(output).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"'{folder}' is a file; name a folder for the evaluation")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "records.arrow").is_file():
+        raise CheckpointError(f"'{folder}' exists and holds no evaluation, so nothing is written into it; choose another name")
+    return folder
+
+
+def predicted(records: Records, tokenizer: Any) -> Iterator[str]:
+    """Yield a line of JSON for each masked token."""
+    token = tokenizer.convert_ids_to_tokens
+    for rows in records.blocks(2**14):
+        columns = {name: getattr(records, name)[rows].tolist() for name in (
+            "document", "view", "position", "label", "predicted", "log_prob", "confidence", "rank", "action", "word_start", "word_pieces",
+        )}  # fmt: skip
+        names = [token(columns[name]) for name in ("label", "predicted")]
+        for number, document in enumerate(columns["document"]):
+            line = {name: values[number] for name, values in columns.items()}
+            line |= {
+                "document": records.document_id(document), "action": ACTIONS[line["action"]],
+                "label_token": names[0][number], "predicted_token": names[1][number],
+            }  # fmt: skip
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def write(path: Path, lines: Iterable[str]) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+    os.replace(partial, path)
