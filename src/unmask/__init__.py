@@ -24,6 +24,7 @@ _PUBLIC = {
     "Filler": "tasks.fill",
     "fill": "tasks.fill",
     "evaluate": "evaluate.evaluation",
+    "compare": "evaluate.compare",
     "Scorer": "evaluate.pll",
     "score": "evaluate.pll",
 }

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..rng import rng
+from .stats import finite, interval, no_interval
 
-RESAMPLES = 2000
-LEVEL = 0.95
 # with fewer documents than this, all of them agreeing is what chance does more often than once in twenty: 2 * 0.5 ** 5 = 0.06
 MIN_DOCUMENTS = 6
-BLOCK_ELEMENTS = 2**22
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A metric that is a sum over tokens by a sum over tokens, for two models: the upper sum is theirs, the lower one belongs to the text.
-
-    `unit` is that of the metric and of its margin. `transform` makes the metric of the ratio (exp, for a perplexity).
-    Shapes: a, b, below (tokens,).
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    below: np.ndarray
-    lower_is_better: bool
-    unit: str
-    transform: Callable[[np.ndarray], np.ndarray] = lambda value: value
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A metric of two models and B - A, with its 95% interval; None where there can be none, `reason` says why."""
+    """A metric of two models and B - A, with the 95% interval of the difference; None where there can be none, and `why`."""
 
     a: float
     b: float
@@ -43,58 +23,28 @@ class Difference:
     interval: tuple[float, float] | None
     count: int
     num_documents: int
-    reason: str | None = None
+    why: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what metrics.json holds of it."""
-        return {
-            "a": self.a, "b": self.b, "difference": self.difference, "interval": list(self.interval) if self.interval else None,
-            **({"no_interval": self.reason} if self.reason else {}), "count": self.count, "num_documents": self.num_documents,
-        }  # fmt: skip
+        """Return what metrics.json holds of it; null stands for what is no number."""
+        low, high = self.interval or (None, None)
+        numbers = {"a": finite(self.a), "b": finite(self.b), "difference": finite(self.difference), "low": low, "high": high}
+        return {**numbers, "count": self.count, "num_documents": self.num_documents, **({"why": self.why} if self.why else {})}
 
 
-def differences(ratios: Iterable[Ratio], document: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Difference]:
-    """Return the difference of each metric with the percentiles of a bootstrap over documents; all metrics share the resamples.
+def difference(
+    a: float, b: float, samples_a: np.ndarray, samples_b: np.ndarray, *, count: int, num_documents: int, resamples: int
+) -> Difference:
+    """Return B - A with the percentile interval of a paired bootstrap: resample by resample the same documents were drawn for both.
 
-    `document` (tokens,) says which document each token is of. A document is drawn whole, for both models at once: its tokens are not
-    independent of one another, and its difficulty, which both models share, cancels out of the difference.
-    Source: Efron & Tibshirani 1993, percentile interval; Koehn 2004 for the pairing.
+    How hard a document is, which both models share, cancels out; what is left is how far documents differ in what the models differ in.
+    Source: Efron & Tibshirani 1993; Koehn 2004 for the pairing.
     """
-    names, rows = np.unique(document, return_inverse=True)
-    ratios = list(ratios)
-    columns = [np.bincount(rows, values, minlength=len(names)) for ratio in ratios for values in (ratio.a, ratio.b, ratio.below)]
-    sums = np.stack(columns, axis=1) if columns else np.zeros((len(names), 0))
-    drawn = resampled(sums, seed=seed, resamples=resamples) if len(names) > 1 else np.zeros((0, sums.shape[1]))
-    return [
-        _difference(ratio, sums[:, 3 * number : 3 * number + 3], drawn[:, 3 * number : 3 * number + 3], len(document))
-        for number, ratio in enumerate(ratios)
-    ]
-
-
-def resampled(sums: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
-    """Return the totals of `resamples` bootstrap samples of the documents. Shapes: sums (documents, K), result (resamples, K)."""
-    count = len(sums)
-    random = rng(seed, "paired bootstrap")
-    parts, at_once = [], max(1, BLOCK_ELEMENTS // count)
-    for start in range(0, resamples, at_once):
-        number = min(at_once, resamples - start)
-        picks = random.integers(count, size=(number, count)) + np.arange(number)[:, None] * count
-        parts.append(np.bincount(picks.ravel(), minlength=number * count).reshape(number, count) @ sums)
-    return np.concatenate(parts)
-
-
-def _difference(ratio: Ratio, sums: np.ndarray, drawn: np.ndarray, count: int) -> Difference:
-    inside = sums[:, 2] > 0
-    num_documents = int(inside.sum())
-    total = sums.sum(0)
-    a, b = (float(ratio.transform(total[side] / total[2])) for side in (0, 1))
-    shape = {"a": a, "b": b, "difference": b - a, "count": count, "num_documents": num_documents}
-    if num_documents < 2:
-        return Difference(**shape, interval=None, reason="one document only: how much documents differ cannot be told from one")  # type: ignore[arg-type]
-    drawn = drawn[drawn[:, 2] > 0]  # a resample without a token of a slice says nothing about it
-    values = ratio.transform(drawn[:, 1] / drawn[:, 2]) - ratio.transform(drawn[:, 0] / drawn[:, 2])
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(**shape, interval=(float(low), float(high)))  # type: ignore[arg-type]
+    why = no_interval(num_documents, resamples)
+    found = None if why else interval(samples_b - samples_a)
+    if why is None and found is None:
+        why = "most resamples hold nothing of it: it stands in too few documents; measure on more"
+    return Difference(a, b, b - a, found, count, num_documents, why)
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]:
@@ -121,11 +71,11 @@ def verdict(name: str, found: Difference, *, margin: float, lower_is_better: boo
     """
     what = f"{name} of B minus that of A is {signed(found.difference)}{unit and ' ' + unit}"
     if found.interval is None:
-        return "cannot tell", f"{what}, and no interval can be had: {found.reason}."
+        return "cannot tell", f"{what}, and no interval can be had: {found.why}."
     low, high = found.interval
     within = f"its 95% interval, {signed(low)} to {signed(high)}"
     if low == high == 0:
-        return "equivalent", f"{what} in every resample: on this text the two answer alike."
+        return "equivalent", f"{what} in every resample: no document tells the two apart."
     if found.num_documents < MIN_DOCUMENTS:
         return "cannot tell", f"{what} ({within}), but {found.num_documents} documents are too few to rest on; at least {MIN_DOCUMENTS}."
     if -margin <= low and high <= margin:
@@ -133,10 +83,8 @@ def verdict(name: str, found: Difference, *, margin: float, lower_is_better: boo
         return "equivalent", f"{what}; {within}, lies within the margin of {margin:g} on both sides{real}."
     if low > 0 or high < 0:
         good = (high < 0) == lower_is_better
-        return (
-            "better" if good else "worse",
-            f"{what}, where {'lower' if lower_is_better else 'higher'} is better; {within}, leaves out zero.",
-        )
+        sense = "lower" if lower_is_better else "higher"
+        return "better" if good else "worse", f"{what}, where {sense} is better; {within}, leaves out zero."
     return "cannot tell", f"{what}; {within}, holds zero and reaches over the margin of {margin:g}: more text would narrow it."
 
 

@@ -221,7 +221,7 @@ def answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A document with what both models said of its chosen words, (words,) each and for each model; `texts` are their guesses."""
+    """A document with what both models said of its chosen words: for each model (words,), and `predicted` the ids of each word's pieces."""
 
     item: Item
     log_prob: tuple[np.ndarray, ...]
