@@ -18,7 +18,8 @@ class PackedBatch:
 
     Shapes: input_ids (1, T) int64, corrupted; position_ids (1, T) int64, restarting in every segment;
         cu_seqlens (S+1,) int32, segment boundaries; label_positions (N,) int64, indices into T; labels (N,) int64, original ids;
-        documents (S,) int64, the document number that each segment came from (-1 for the padding segment, if there is one).
+        documents (S,) int64, the document number that each segment came from (-1 for the padding segment, if there is one);
+        token_type_ids (1, T) int64, which sentence of a pair a token belongs to, or None where there are no pairs.
     `num_tokens` counts the real tokens: T less the padding segment at the end that keeps T the same in every step.
     """
 
@@ -30,6 +31,7 @@ class PackedBatch:
     labels: Tensor
     documents: Tensor
     num_tokens: int
+    token_type_ids: Tensor | None = None
 
     def to(self, device: str | torch.device) -> PackedBatch:
         """Return the batch on another device (the counts stay)."""
@@ -42,6 +44,7 @@ class PackedBatch:
             labels=self.labels.to(device, non_blocking=True),
             documents=self.documents,
             num_tokens=self.num_tokens,
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids.to(device, non_blocking=True),
         )
 
     def split(self) -> tuple[PackedBatch, PackedBatch]:
@@ -71,4 +74,5 @@ class PackedBatch:
             labels=self.labels[inside],
             documents=self.documents[first:last],
             num_tokens=high - low,
+            token_type_ids=None if self.token_type_ids is None else self.token_type_ids[:, low:high],
         )

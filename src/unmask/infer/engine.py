@@ -2,66 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..data.batch import PackedBatch
-from ..errors import TaskError
-from ..model.attention import is_packed
-from ..model.heads import forward_packed
-from ..model.load import max_positions, position_offset
-from ..train.precision import choose
+from ..errors import RunError, TaskError
+from .arrays import concatenate
+from .backends import Backend
+from .request import Pack, Request, pack, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Reduce = Callable[..., tuple[Tensor, ...]]
+__all__ = ["Backend", "Engine", "Reduce", "Request"]
 
+Reduce = Callable[..., tuple[Any, ...]]
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A sequence of token ids, special ones included, and the places in it at which the model's answer is wanted.
-
-    `labels` are the ids that truly stand at those places, for a `reduce` that asks for them; by default what stands in `input_ids`.
-    """
-
-    input_ids: Sequence[int] | np.ndarray
-    positions: Sequence[int] | np.ndarray
-    labels: Sequence[int] | np.ndarray | None = None
+log = logging.getLogger(__name__)
 
 
 class Engine:
     """Runs a masked language model over any number of sequences in bounded memory.
 
-    `max_tokens` is what one forward pass holds (a longer sequence runs alone), `lookahead` how many passes' worth of sequences are read
-    ahead to be sorted by length; `precision` is fp32, bf16 or auto (whichever multiplies faster here).
+    The model is one of transformers or a Backend. `max_tokens` is what one forward pass holds (a longer sequence runs alone), `lookahead`
+    how many passes' worth of sequences are read ahead to be sorted by length; `precision` is fp32, bf16 or auto (whichever multiplies
+    faster here; a Backend has its own). Threads may share an engine or a model: passes take turns.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_tokens: int | None = None, lookahead: int = 16, precision: str = "fp32") -> None:
-        self.model = model
-        self.device = model.device
-        self.max_tokens = max_tokens or (4096 if self.device.type == "cpu" else 65536)
-        self.lookahead = lookahead
-        self.precision = choose(precision, self.device)
-        self.max_length = max_positions(model)
-        self.position_offset = position_offset(model)
+    def __init__(
+        self, model: PreTrainedModel | Backend, *, max_tokens: int | None = None, lookahead: int = 16, precision: str = "fp32"
+    ) -> None:
+        if isinstance(model, Backend):
+            self.backend = model
+        else:
+            from .backends.torch import TorchBackend  # here, so that an export runs without torch
 
-    def logits(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+            self.backend = TorchBackend(model, precision)
+        if max_tokens is not None and max_tokens < 1:
+            raise TaskError(f"max_tokens = {max_tokens}; at least 1")
+        self.max_tokens = max_tokens or self.backend.max_tokens
+        self.lookahead = lookahead
+        self.device = self.backend.device
+        self.precision = self.backend.precision
+        self.max_length = self.backend.max_length
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers that runs; None where it is another backend."""
+        return getattr(self.backend, "model", None)
+
+    def logits(self, requests: Iterable[Request]) -> Iterator[Any]:
         """Yield for each request, in order, the fp32 logits at its positions. Shapes: (N, V)."""
         for (logits,) in self.run(requests, lambda logits: (logits,)):
             yield logits
 
-    def run(self, requests: Iterable[Request], reduce: Reduce, *, labelled: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    def run(self, requests: Iterable[Request], reduce: Reduce, *, labelled: bool = False) -> Iterator[tuple[Any, ...]]:
         """Yield for each request, in order, what `reduce` makes of the logits at its positions.
 
-        `reduce` takes the fp32 logits of a whole pass, (N, V), with `labelled` also the labels there, (N,), and returns tensors of
-        N rows each: what it leaves out never piles up.
-        Raises: TaskError for a sequence longer than the model has positions, or one that asks for nothing.
+        `reduce` takes the fp32 logits of a whole pass, (N, V), with `labelled` also the labels there, (N,), and returns arrays of
+        N rows each: what it leaves out never piles up. Arrays are of the backend: tensors of torch, or of numpy.
+        Raises: TaskError for a sequence longer than the model has positions, or one that asks for nothing; RunError where a single
+            sequence does not fit in memory.
         """
         take = reduce if labelled else lambda logits, labels: reduce(logits)
         waiting: list[Request] = []
@@ -85,81 +88,46 @@ class Engine:
         if positions.ndim != 1 or len(positions) == 0 or positions.min() < 0 or positions.max() >= length:
             raise TaskError(f"sequence {number} of {length} tokens asks for positions {positions.tolist()[:8]}; allowed: 0 to {length - 1}")
 
-    def _run_sorted(self, requests: list[Request], reduce: Reduce) -> list[tuple[Tensor, ...]]:
+    def _run_sorted(self, requests: list[Request], reduce: Reduce) -> list[tuple[Any, ...]]:
         lengths = np.array([len(request.input_ids) for request in requests])
-        results: list[tuple[Tensor, ...]] = [()] * len(requests)
-        training = self.model.training
-        self.model.eval()
-        try:
-            for members in self._plan(lengths):
-                for number, result in zip(members, self._run_pack([requests[member] for member in members], reduce), strict=True):
-                    results[number] = result
-        finally:
-            self.model.train(training)
-        return results
-
-    def _plan(self, lengths: np.ndarray) -> Iterator[list[int]]:
-        """Yield which sequences go together, the longest first: if one pass does not fit in memory it is the first."""
-        padded = not is_packed(self.model)
-        members: list[int] = []
-        total = longest = 0
-        for number in np.argsort(-lengths, kind="stable").tolist():
-            length = int(lengths[number])
-            longest = max(longest, length)
-            after = (len(members) + 1) * longest if padded else total + length
-            if members and after > self.max_tokens:
-                yield members
-                members, total, longest = [], 0, length
-            members.append(number)
-            total += length
-        if members:
-            yield members
-
-    def _run_pack(self, requests: list[Request], reduce: Reduce) -> list[tuple[Tensor, ...]]:
-        # places are read in ascending order; `back` restores the order in which each request named its own
-        places = [np.asarray(request.positions, dtype=np.int64) for request in requests]
-        orders = [np.argsort(place, kind="stable") for place in places]
-        batch = self.pack([request.input_ids for request in requests], [place[order] for place, order in zip(places, orders, strict=True)])
-        if any(request.labels is not None for request in requests):
-            bounds = np.cumsum([0, *(len(place) for place in places)])
-            for request, order, start in zip(requests, orders, bounds.tolist(), strict=False):
-                if request.labels is not None:
-                    batch.labels[start : start + len(order)] = torch.from_numpy(np.asarray(request.labels, dtype=np.int64)[order])
-        with torch.inference_mode(), self.precision.autocast():
+        results: list[tuple[Any, ...]] = [()] * len(requests)
+        for members in plan(lengths, self.max_tokens, padded=self.backend.padded):
+            batch, orders = pack([requests[member] for member in members])
             reduced = self._forward(batch, reduce)
-        counts = [len(order) for order in orders]
-        parts = [tensor.split(counts) for tensor in reduced]
-        results = []
-        for number, order in enumerate(orders):
-            back = torch.from_numpy(np.argsort(order, kind="stable"))
-            results.append(tuple(part[number][back.to(part[number].device)] for part in parts))
+            start = 0
+            for member, order in zip(members, orders, strict=True):
+                results[member] = tuple(part[start : start + len(order)][order] for part in reduced)
+                start += len(order)
         return results
 
-    def _forward(self, batch: PackedBatch, reduce: Reduce) -> tuple[Tensor, ...]:
+    def _forward(self, batch: Pack, reduce: Reduce) -> tuple[Any, ...]:
+        """Run a pack, in halves where memory runs out; from then on passes are as small as what was found to fit."""
+        if len(batch) > 1 and self._cost(batch) > self.max_tokens:
+            return self._halves(batch, reduce)
         try:
-            batch = batch.to(self.device)
-            return reduce(forward_packed(self.model, batch).float(), batch.labels)
-        except torch.OutOfMemoryError:
-            if len(batch.documents) < 2:
+            with self.backend.running():
+                return reduce(self.backend.forward(batch), self.backend.labels(batch))
+        except Exception as error:
+            if not self.backend.is_out_of_memory(error):
                 raise
+            reason = str(error).partition("\n")[0] or type(error).__name__
         # outside the handler, so that the memory which the failed pass held is free again
-        halves = [self._forward(half, reduce) for half in batch.split()]
-        return tuple(torch.cat(pair) for pair in zip(*halves, strict=True))
+        self.backend.release()
+        if len(batch) < 2:
+            raise RunError(
+                f"memory runs out even for a single sequence of {batch.num_tokens} tokens ({reason}); cut it into shorter windows "
+                "(max_length), or take a smaller model"
+            )
+        budget = max(1, self._cost(batch) // 2)
+        if budget < self.max_tokens:
+            log.warning("memory ran out with %d tokens in a pass: going on with %d", self._cost(batch), budget)
+            self.max_tokens = budget
+        return self._halves(batch, reduce)
 
-    def pack(self, sequences: Sequence[Any], places: Sequence[np.ndarray]) -> PackedBatch:
-        """Return sequences laid end to end; `labels` are the ids that stand at the places asked for."""
-        lengths = [len(sequence) for sequence in sequences]
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
-        labelled = np.concatenate([place + bound for place, bound in zip(places, bounds[:-1], strict=True)])
-        positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
-        return PackedBatch(
-            input_ids=torch.from_numpy(ids)[None],
-            position_ids=torch.from_numpy(positions + self.position_offset)[None],
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            max_seqlen=max(lengths),
-            label_positions=torch.from_numpy(labelled),
-            labels=torch.from_numpy(ids[labelled]),
-            documents=torch.arange(len(sequences)),
-            num_tokens=len(ids),
-        )
+    def _halves(self, batch: Pack, reduce: Reduce) -> tuple[Any, ...]:
+        first, second = batch.split()
+        pairs = zip(self._forward(first, reduce), self._forward(second, reduce), strict=True)
+        return tuple(concatenate(list(pair)) for pair in pairs)
+
+    def _cost(self, batch: Pack) -> int:
+        return len(batch) * int(batch.lengths.max()) if self.backend.padded else batch.num_tokens

@@ -49,8 +49,9 @@ def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     segments = Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions)
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
     no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
+    types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
     with only_rows(model, batch.label_positions, segments):
-        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments)
+        output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments, **types)
     return output.logits[0]
 
 
@@ -59,10 +60,13 @@ def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     lengths = (bounds[1:] - bounds[:-1]).tolist()
     ids = pad_sequence(list(batch.input_ids[0].split(lengths)), batch_first=True, padding_value=model.config.pad_token_id or 0)
     mask = pad_sequence([torch.ones(length, dtype=torch.long) for length in lengths], batch_first=True).to(ids.device)
+    types = {}
+    if batch.token_type_ids is not None:
+        types = {"token_type_ids": pad_sequence(list(batch.token_type_ids[0].split(lengths)), batch_first=True)}
     segment = torch.searchsorted(bounds, batch.label_positions, right=True) - 1
     rows = segment * ids.shape[1] + batch.label_positions - bounds[segment]
     with only_rows(model, rows):
-        return model(input_ids=ids, attention_mask=mask).logits[0]
+        return model(input_ids=ids, attention_mask=mask, **types).logits[0]
 
 
 def runs_packed(model: PreTrainedModel, device_type: str) -> bool:

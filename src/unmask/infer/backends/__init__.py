@@ -1,0 +1,45 @@
+"""What runs a model: one small interface, with torch and ONNX Runtime behind it. This module imports neither."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from ..request import Pack
+
+
+class Backend(ABC):
+    """Runs a model over a Pack.
+
+    `max_length` is how many tokens a sequence may have (None: no limit), `max_tokens` what one pass holds by default, `padded` whether a
+    pass costs as if every sequence had the length of the longest, `device` where arrays have to lie, `precision` the name of its numbers.
+    """
+
+    name: str
+    precision: Any = "fp32"
+    device: Any = "cpu"
+    max_length: int | None = None
+    max_tokens: int = 4096
+    padded: bool = False
+
+    @abstractmethod
+    def forward(self, batch: Pack) -> Any:
+        """Return the fp32 logits at the label positions of a pack, a torch tensor or a numpy array. Shapes: (N, V)."""
+
+    def labels(self, batch: Pack) -> Any:
+        """Return the labels of a pack as `forward` returns logits: in the same kind of array, on the same device. Shapes: (N,)."""
+        return batch.labels
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Be entered around each pass and what is made of it; whatever must not be done by two threads at a time is kept apart here."""
+        yield
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Return whether an error of `forward` says that memory ran out."""
+        return isinstance(error, MemoryError)
+
+    def release(self) -> None:  # noqa: B027  (most have nothing to give)
+        """Give back what memory can be given back, after a pass that did not fit."""

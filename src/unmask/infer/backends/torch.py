@@ -1,0 +1,96 @@
+"""The torch backend: a transformers model, packed, with its head at the labels only."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...data.batch import PackedBatch
+from ...model.heads import forward_packed, runs_packed
+from ...model.load import max_positions, position_offset
+from ...model.memory import tune_allocator
+from ...train.loop import is_out_of_memory
+from ...train.precision import choose
+from . import Backend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..request import Pack
+
+# by model: hooks and modes are set on the model itself, so that one pass at a time may be under way in it, whoever shares it
+_LOCKS: weakref.WeakKeyDictionary[PreTrainedModel, threading.RLock] = weakref.WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+class TorchBackend(Backend):
+    """Runs a transformers model; `precision` is fp32, bf16 or auto (whichever multiplies faster here)."""
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, precision: str = "fp32") -> None:
+        self.model = model
+        self.device = model.device
+        self.precision = choose(precision, self.device)
+        self.max_length = max_positions(model)
+        self.position_offset = position_offset(model)
+        self.max_tokens = 4096 if self.device.type == "cpu" else 65536
+        with self.precision.autocast():
+            self.padded = not runs_packed(model, self.device.type)
+        with _guard:
+            self.lock = _LOCKS.setdefault(model, threading.RLock())
+        if self.device.type == "cpu":
+            tune_allocator()
+
+    def forward(self, batch: Pack) -> Tensor:
+        """Return the fp32 logits at the label positions of a pack. Shapes: (N, V)."""
+        with self.precision.autocast():
+            return forward_packed(self.model, self._batch(batch).to(self.device)).float()
+
+    def labels(self, batch: Pack) -> Tensor:
+        """Return the labels of a pack on the model's device. Shapes: (N,)."""
+        return torch.from_numpy(batch.labels).to(self.device)
+
+    def _batch(self, batch: Pack) -> PackedBatch:
+        types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids)[None]
+        return PackedBatch(
+            input_ids=torch.from_numpy(batch.input_ids)[None],
+            position_ids=torch.from_numpy(batch.position_ids + self.position_offset)[None],
+            cu_seqlens=torch.from_numpy(batch.bounds.astype("int32")),
+            max_seqlen=int(batch.lengths.max()),
+            label_positions=torch.from_numpy(batch.label_positions),
+            labels=torch.from_numpy(batch.labels),
+            documents=torch.arange(len(batch)),
+            num_tokens=batch.num_tokens,
+            token_type_ids=types,
+        )
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the model for one pass, in evaluation mode and without gradients, and leave it in the mode it was in."""
+        with self.lock, torch.inference_mode():
+            training = self.model.training
+            if training:
+                self.model.eval()
+            try:
+                yield
+            finally:
+                if training:
+                    self.model.train()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Return whether an error says that memory ran out, on whatever device."""
+        return is_out_of_memory(error)
+
+    def release(self) -> None:
+        """Give what the failed pass held back to the device."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
