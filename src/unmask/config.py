@@ -111,6 +111,8 @@ def unknown_key(name: str, allowed: Iterable[str], where: str) -> str:
 
 
 def _convert(hint: Any, value: Any, name: str, where: str) -> Any:
+    if isinstance(value, Path):
+        value = str(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

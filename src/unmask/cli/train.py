@@ -39,7 +39,7 @@ def pretrain(
     as_json: AsJson = False,
 ) -> int:
     """Pre-train a masked language model from scratch."""
-    from ..train.run import pretrain as start
+    from ..evaluate.runs import pretrain as start
 
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
     run = start(recipe, output=output, data=data, tokenizer=tokenizer, overrides=settings or (), **budget)
@@ -57,15 +57,21 @@ def adapt(
     epochs: Epochs = None,
     tokens: Tokens = None,
     held_out: HeldOut = None,
+    general: Annotated[
+        list[str] | None,
+        typer.Option(help="General text: how much of it was forgotten is measured, before against after. May be repeated."),
+    ] = None,
+    extend_vocab: Annotated[int | None, typer.Option(min=1, help="Add so many words of the domain to the vocabulary.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> int:
     """Continue the pre-training of an existing model on the text of a domain."""
-    from ..train.run import adapt as start
+    from ..evaluate.runs import adapt as start
 
     if recipe is None and model is not None and model.endswith(".toml"):
         recipe, model = Path(model), None
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
+    budget |= _given(general=general or None, extend_vocab=extend_vocab)
     run = start(model, data, output=output, recipe=recipe, tokenizer=tokenizer, overrides=settings or (), **budget)
     return _end(run, as_json)
 
@@ -80,7 +86,7 @@ def resume(
     as_json: AsJson = False,
 ) -> int:
     """Go on with an interrupted run, exactly where it stood; a new budget prolongs a finished one."""
-    from ..train.run import resume as go_on
+    from ..evaluate.runs import resume as go_on
 
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens)
     return _end(go_on(run, overrides=settings or (), **budget), as_json)
@@ -101,11 +107,13 @@ def _end(run: Run, as_json: bool) -> int:
     """Print what a run came to; return the exit code."""
     if run.interrupted:
         return 130
-    from ..evaluate.report import write
+    from ..evaluate import adaptation
+    from ..evaluate.page import read_json
 
-    report = write(run.folder)
+    report, changes = run.folder / "report.html", read_json(run.folder / adaptation.ADAPTATION)
     if as_json:
-        result = {"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics}
+        more = {"adaptation": changes} if changes else {}
+        result = {"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics, **more}
         print(json.dumps(_finite(result), allow_nan=False))
         return 0
     metrics = run.metrics
@@ -115,5 +123,7 @@ def _end(run: Run, as_json: bool) -> int:
             print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {row['masked_perplexity']:10,.1f}")
     else:
         print("nothing was held out, so nothing was measured", file=sys.stderr)
+    for line in adaptation.lines(changes) if changes else ():
+        print(line)
     print(f'model   {run.model}\nreport  {report}\nnext    unmask fill {run.model} "A sentence with a [MASK] in it."')
     return 0

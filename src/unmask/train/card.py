@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .setup import Setup
 
 NAMES = {"": "this model", "before": "before adapting", "untrained": "untrained model", "unigram": "word frequencies alone"}
+SECTION = "## Before and after adapting"
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>#|~"})
 
 
@@ -149,6 +150,46 @@ def definitions(metrics: Mapping[str, Any]) -> str:
         "prediction is the original. A masked perplexity does not compare with the perplexity of a model that reads from left to right, "
         "nor with that of a model with another vocabulary."
     )
+
+
+def before_and_after(results: Mapping[str, Any]) -> str:
+    """Return the section on what adapting gave and what it cost, from adaptation.json: numbers, definitions, fingerprints."""
+    table = ["| | before | after | difference | 95% interval |", "|---|---:|---:|---:|---:|"]
+    notes = []
+    for name, text in results["texts"].items():
+        what = "held-out text of the domain" if name == "domain" else f"general text ({', '.join(map(escape, text['sources']))})"
+        for unit, title in (("words", "word"), ("tokens", "token")):
+            found = text[unit] or {}
+            for key, value in found.items():
+                if not isinstance(value, Mapping):
+                    continue
+                bounds = "none" if value["low"] is None else f"{value['low']:+.3f} to {value['high']:+.3f}"
+                label = f"{what}: {key} ({title}s hidden)"
+                table.append(f"| {label} | {value['before']:,.3f} | {value['after']:,.3f} | {value['difference']:+.3f} | {bounds} |")
+            if found:
+                count = f"{found['num_hidden']:,} hidden {title}s in {text['num_documents']:,} documents"
+                notes.append(f"{what}: {count} (mask fingerprint `{found['masks_fingerprint']}`)")
+        before, after = (text["tokenizer"][side]["fertility"] for side in ("before", "after"))
+        table.append(f"| {what}: tokens per word | {before:.3f} | {after:.3f} | {after - before:+.3f} | |")
+    added = results["vocabulary"]
+    more = [] if added is None else [
+        f"{added['num_words']:,} words of the domain were added to the vocabulary, those that saved the most pieces, the first of them "
+        f"{', '.join(escape(word['word']) for word in added['words'][:10])}. Each began as the mean of its pieces.",
+        "",
+    ]  # fmt: skip
+    definitions = "; ".join(f"*{name}*: {text}" for name, text in results["definitions"].items())
+    verdicts = ", ".join(f"{name}: {text['verdict']}" for name, text in results["texts"].items())
+    return "\n".join([
+        f"{SECTION}\n", *table, "", f"By bits per byte of hidden words, against the model before: {verdicts}.", "", *more,
+        f"Both models were measured on the same masks. {'. '.join(notes)}. Intervals: {results['interval']['method']}. {definitions}.", "",
+    ])  # fmt: skip
+
+
+def with_section(card: str, heading: str, section: str) -> str:
+    """Return a card with a section before its limits; one of that heading that is there already is replaced."""
+    parts = [part for part in card.split("\n## ") if not f"## {part}".startswith(heading + "\n")]
+    place = next((number for number, part in enumerate(parts) if part.startswith("Limits")), len(parts))
+    return "\n## ".join([*parts[:place], section.removeprefix("## "), *parts[place:]])
 
 
 def limits(recipe: Recipe) -> str:

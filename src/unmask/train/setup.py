@@ -113,6 +113,7 @@ def check_early(recipe: Recipe) -> None:
         raise ConfigError("no text is named: give --data FILES, or a packed corpus (data.sources in a recipe)")
     check_trackers(recipe.train.trackers)
     extension.check(recipe, is_packed)
+    check_general(recipe)
     if data.max_length < 8:
         raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
     if data.batch_tokens < data.max_length:
@@ -122,6 +123,24 @@ def check_early(recipe: Recipe) -> None:
             f"data.micro_tokens = {data.micro_tokens}; allowed: a divisor of data.batch_tokens = {data.batch_tokens} "
             f"that is at least data.max_length = {data.max_length}"
         )
+
+
+def check_general(recipe: Recipe) -> None:
+    """Raise an error for general text that will not be there when the run has ended."""
+    from ..data.text import expand
+
+    general = recipe.data.general
+    if general and recipe.base_model is None:
+        raise ConfigError(
+            f"data.general = {', '.join(general)}: a model from scratch has nothing to forget; it goes with adapt (base_model in a recipe)"
+        )
+    if "-" in general:
+        raise ConfigError("data.general = '-': standard input cannot be read again when the run has ended; name files")
+    for source in general:
+        if is_packed(source) and not (Path(source) / "heldout.jsonl").is_file():
+            raise ConfigError(f"data.general = '{source}' is a packed corpus without held-out text (heldout.jsonl); name text files")
+        if not is_packed(source):
+            expand(source, format=recipe.data.format)
 
 
 def is_packed(path: str | Path) -> bool:

@@ -1,0 +1,37 @@
+"""Training runs with what is measured and shown at their end: the same from Python as from the command line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+from ..train import recipe as recipes
+from ..train import run as runs
+from ..train.session import Run, tell
+from . import adaptation
+from .report import write
+
+P = ParamSpec("P")
+
+
+def finish(run: Run) -> Run:
+    """Compare an adapted model with its base where that is asked for, write RUN/report.html, and return the run; no more if interrupted."""
+    if not run.interrupted:
+        if adaptation.is_wanted(recipes.load(run.folder / "config.toml")):
+            adaptation.write(run.folder, say=tell)
+        write(run.folder)
+    return run
+
+
+def _finished(function: Callable[P, Run]) -> Callable[P, Run]:
+    @functools.wraps(function)
+    def start(*args: P.args, **kwargs: P.kwargs) -> Run:
+        return finish(function(*args, **kwargs))
+
+    return start
+
+
+pretrain = _finished(runs.pretrain)
+adapt = _finished(runs.adapt)
+resume = _finished(runs.resume)
