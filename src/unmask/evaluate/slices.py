@@ -35,10 +35,10 @@ class Slices:
         }
         self.field = records.info.get("slice_by")
         if self.field is not None:
-            encoded = records.documents.column("slice").combine_chunks().dictionary_encode()
-            values = [NO_VALUE if value is None else str(value) for value in encoded.dictionary.to_pylist()]
+            encoded = records.documents.column("slice").fill_null(NO_VALUE).combine_chunks().dictionary_encode()
+            values = encoded.dictionary.to_pylist()
             order = np.argsort(np.array(values, dtype=object), kind="stable")
-            self.codes = np.argsort(order)[encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+            self.codes = np.argsort(order)[encoded.indices.to_numpy(zero_copy_only=False)]
             self.names[self.field if self.field not in self.names else f"field {self.field}"] = [values[place] for place in order]
 
     @property
