@@ -165,15 +165,22 @@ class Surfaces:
         if self.kind == "suffix":
             return token.removesuffix(self.mark), False
         if self.kind == "bytes":
-            try:
-                token = bytes(_BYTES[char] for char in token).decode(errors="replace")
-            except KeyError:  # not made of byte characters
+            if (read := byte_text(token)) is None:
                 return token, False
+            token = read
         elif self.kind == "metaspace":
             token = token.replace("\u2581", " ")
         else:
             return token, False
         return token[1:] if token.startswith(" ") and token != " " else token, not token.startswith(" ")
+
+
+def byte_text(token: str) -> str | None:
+    """Return the text of a token of a byte-level vocabulary; None where it is not made of byte characters."""
+    try:
+        return bytes(_BYTES[char] for char in token).decode(errors="replace")
+    except KeyError:
+        return None
 
 
 def _read_metaspace(token: str) -> tuple[bool, int, int]:

@@ -15,18 +15,9 @@ from ..data.tokenizer import tokenizer_hash
 from ..errors import CheckpointError, ConfigError
 from .evaluation import METRICS, load
 from .evaluation import write as write_lines
-from .paired import Difference, difference, mcnemar, verdict
+from .paired import FLIPS, KIND, KINDS, LOWER_IS_BETTER, MARGINS, Difference, difference, mcnemar, verdict
 from .pairs import Pairs, tokens, words
 from .stats import RESAMPLES
-
-FLIPS = "flips.jsonl"
-KIND = "comparison"
-LOWER_IS_BETTER = {
-    "masked_loss", "masked_perplexity", "bits_per_byte", "expected_calibration_error", "masked_word_loss", "masked_word_perplexity",
-}  # fmt: skip
-# what is too little to matter unless --margin says otherwise: a hundredth of a nat is one per cent of perplexity
-MARGINS = {"nats": 0.01, "bits": 0.01, "share": 0.005}
-KINDS = ("right_to_wrong", "wrong_to_right")
 
 
 def unit_of(metric: str) -> str:

@@ -59,6 +59,19 @@ details + details { margin-top: 1.25rem; }
 .groups { columns: 21rem 2; column-gap: 2.5rem; margin-top: .9rem; } .groups > div { break-inside: avoid; margin-bottom: 1.1rem; }
 .pairs { font-size: .875rem; } .pairs th, .pairs td { text-align: left; vertical-align: top; padding: .15rem 0; font-weight: 400; }
 .pairs th { color: var(--quiet); padding-right: 1rem; width: 45%; } .pairs td { overflow-wrap: anywhere; }
+.verdict { background: var(--card); border: 1px solid var(--line); border-left: .35rem solid var(--quiet); border-radius: .6rem;
+  padding: .9rem 1.1rem; margin-top: 1.5rem; } .verdict b { font-size: 1.5rem; letter-spacing: -.02em; }
+.verdict p { margin: .1rem 0 0; } .verdict.good { border-left-color: var(--good); } .verdict.good b { color: var(--good); }
+.verdict.bad { border-left-color: var(--warm); } .verdict.bad b { color: var(--warm); }
+.numbers .wide-bar { width: 30%; min-width: 8rem; } .range { position: relative; display: block; height: .55rem; border-radius: .3rem;
+  background: var(--grid); } .range i { position: absolute; top: 0; height: 100%; border-radius: .3rem; background: var(--quiet);
+  min-width: 3px; } .range.good i { background: var(--good); } .range.bad i { background: var(--warm); }
+.range::after { content: ""; position: absolute; left: 50%; top: -.2rem; bottom: -.2rem; width: 1px; background: var(--ink); }
+.heat { line-height: 2.1; overflow-wrap: anywhere; color: var(--quiet); } .heat span { color: var(--ink); border-radius: .25em;
+  padding: .12em .18em; background: color-mix(in srgb, var(--warm) var(--h), transparent); }
+.legend { display: inline-block; vertical-align: middle; width: 8rem; height: .7rem; border-radius: .3rem; margin: 0 .4rem;
+  background: linear-gradient(to right, transparent, color-mix(in srgb, var(--warm) 75%, transparent)); }
+.who { grid-template-columns: 1.2rem 6.5rem 1fr 2.6rem; } .who b { color: var(--quiet); font-weight: 600; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .8rem; }
 @media (max-width: 40rem) {
   main { padding: 1.5rem .9rem 3rem; } h1 { font-size: 1.6rem; } .wide { display: none; } .narrow { display: block; }

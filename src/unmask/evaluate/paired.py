@@ -9,6 +9,14 @@ import numpy as np
 
 from .stats import finite, interval, no_interval
 
+FLIPS = "flips.jsonl"
+KIND = "comparison"
+LOWER_IS_BETTER = {
+    "masked_loss", "masked_perplexity", "bits_per_byte", "expected_calibration_error", "masked_word_loss", "masked_word_perplexity",
+}  # fmt: skip
+# what is too little to matter unless --margin says otherwise: a hundredth of a nat is one per cent of perplexity
+MARGINS = {"nats": 0.01, "bits": 0.01, "share": 0.005}
+KINDS = ("right_to_wrong", "wrong_to_right")
 # with fewer documents than this, all of them agreeing is what chance does more often than once in twenty: 2 * 0.5 ** 5 = 0.06
 MIN_DOCUMENTS = 6
 

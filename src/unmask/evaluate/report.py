@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError
-from . import report_run
+from . import report_comparison, report_evaluation, report_run
 from .page import page
 
 REPORT = "report.html"
-KINDS = ((report_run.is_run, report_run.parts),)
+KINDS = (
+    (report_run.is_run, report_run.parts),
+    (report_comparison.is_comparison, report_comparison.parts),
+    (report_evaluation.is_evaluation, report_evaluation.parts),
+)
 
 
 def write(folder: str | Path) -> Path:
