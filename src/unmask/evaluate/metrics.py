@@ -128,8 +128,8 @@ def estimates(records: Records, *, resamples: int = RESAMPLES, seed: int = 0, sl
             for number, group in enumerate(groups):
                 for name, ratio in RATIOS.items():
                     put((*group, name) if group else name, ratio(sums[:, number]))
-        for name, values in words.scores(weight).items():
-            put(name, values)
+            for name, values in words.scores(weight).items():
+                put(name, values)
         calibration = (weight @ bins.reshape(num_units, -1)).reshape(len(weight), BINS, 3)
         put("expected_calibration_error", expected_calibration_error(calibration))
 
