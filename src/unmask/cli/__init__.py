@@ -28,6 +28,7 @@ VERBS = {
     "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
     "fill": ("fill", "Fill the masks in a text."),
     "evaluate": ("evaluate", "Measure a model on hidden tokens of a text: loss, accuracy, F1, calibration, intervals."),
+    "score": ("score", "Score texts: how probable does a model find each text, word and token?"),
     "compare": ("compare", "Say whether one model is better than another on a text."),
     "report": ("report", "Make the report page of a run, an evaluation or a comparison again."),
     "demo": ("demo", "From the documentation on this machine to a filled mask, in a few minutes."),

@@ -20,10 +20,11 @@ import numpy as np
 from ..data.encode import Encoder
 from ..data.tokenizer import frame, special_ids
 from ..errors import TaskError
+from ..infer.arrays import is_numpy, log_normalizer, to_numpy
 from ..rng import uniforms
+from .evaluation import model_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from ..infer.engine import Request
@@ -209,13 +210,13 @@ class Scorer:
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Scorer:
-        """Return a Scorer of a model folder or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Scorer.
+        """Return a Scorer of a model folder, a run's folder or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Scorer.
 
         Raises: CheckpointError, TokenizerError, TaskError.
         """
         from ..infer.load import load
 
-        return cls(*load(name_or_path, device=device), **options)
+        return cls(*load(model_folder(name_or_path), device=device), **options)
 
     def score(self, texts: Iterable[str], method: Method = "original", *, sample: int = 16, seed: int = 0) -> Iterator[Scored]:
         """Yield the score of each of any number of texts, in order and in bounded memory; one that fails says why in `error`.
@@ -344,9 +345,10 @@ class Scorer:
         )
 
 
-def truth(logits: Tensor, labels: Tensor) -> tuple[Tensor]:
-    """Return the log-probabilities of the labels. Shapes: logits (N, V), labels (N,), result (N,) on the CPU."""
-    return ((logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)).cpu(),)
+def truth(logits: Any, labels: Any) -> tuple[np.ndarray]:
+    """Return the log-probabilities of the labels. Shapes: logits (N, V) and labels (N,) of torch or numpy; the result (N,) of numpy."""
+    at = np.take_along_axis(logits, labels[:, None], 1) if is_numpy(logits) else logits.gather(1, labels[:, None])
+    return (to_numpy(at - log_normalizer(logits))[:, 0],)
 
 
 def _read(text: Any) -> _Item:
