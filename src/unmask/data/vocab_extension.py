@@ -75,8 +75,9 @@ class Extension:
     @classmethod
     def load(cls, path: Path) -> Extension:
         """Return what `save` wrote."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        words = (Word(**{key: tuple(value) if isinstance(value, list) else value for key, value in word.items()}) for word in data["words"])
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        lists = ("pieces", "piece_ids", "piece_counts")
+        words = (Word(**{**word, **{name: tuple(word[name]) for name in lists}}) for word in data["words"])
         return cls(**{**data, "words": tuple(words)})
 
 

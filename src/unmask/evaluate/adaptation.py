@@ -29,10 +29,19 @@ from .shared import Answered
 from .stats import RESAMPLES
 
 ADAPTATION = "adaptation.json"
-BYTES_PER_TOKEN = 5  # of train.eval_tokens; what is measured is a number of bytes, which no tokenizer changes
+BYTES_PER_TOKEN = 2.5  # of train.eval_tokens: about half of them; the text is cut to bytes, which no tokenizer changes
 TOKEN_METRICS = ("masked_loss", "masked_perplexity", "masked_accuracy", "bits_per_byte")
 MARGIN = 0.01  # bits per byte: less is no gain and no forgetting
 MIN_WORD_COUNT, WORDS_SHOWN, ADDED_SHOWN = 5, 20, 100
+
+DEFINITIONS = {
+    **WORD_DEFINITIONS,
+    "masked_word_loss": "mean over hidden words of the negative log-probability of their pieces, each guessed with those before it in view "
+    "and added up, in nats",
+    "masked_word_accuracy": "share of hidden words all of whose pieces are the most probable prediction, given those before them",
+    "masked_loss": "mean over masked tokens (15%, of which 80% are behind the mask token, 10% behind a random one, 10% as they are) of the "
+    "negative log-probability of the original token, in nats",
+}
 
 Models = tuple[tuple[Engine, Any], tuple[Engine, Any]]
 
@@ -45,8 +54,9 @@ def is_wanted(recipe: Recipe) -> bool:
 def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Measure a finished run's model and its base model, write RUN/adaptation.json and the model card's section, return the results.
 
-    The held-out text of the domain and the general text are each cut to as many bytes as some `train.eval_tokens` tokens have: the
-    documents with the smallest hashes. Whole words are hidden in both models alike; where the tokenizer is the same, tokens too.
+    The held-out text of the domain and the general text are each cut to as many bytes as half of `train.eval_tokens` tokens have, about:
+    the documents with the smallest hashes. Whole words are hidden in both models alike, and their pieces guessed from left to right, lest
+    a tokenizer with more pieces has to guess them blindly; where the tokenizer is the same, tokens are hidden, too.
     Raises: CheckpointError where the base model is not there any more; DataError for a text without a word.
     """
     recipe = recipes.load(folder / "config.toml")
@@ -57,7 +67,7 @@ def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None
     with tempfile.TemporaryDirectory(prefix="unmask-adaptation-") as place:
         for name, sources, reading in _sources(recipe, folder):
             path = Path(place) / f"{name}.jsonl"
-            counts = sample(sources, path, max_bytes=BYTES_PER_TOKEN * recipe.train.eval_tokens, **reading)
+            counts = sample(sources, path, max_bytes=int(BYTES_PER_TOKEN * recipe.train.eval_tokens), **reading)
             texts[name] = {
                 "sources": [Path(source).name for source in sources] if name == "general" else ["held-out documents of the run"],
                 **counts, **_compare(models, path, recipe.data.max_length, resamples, same=same), "tokenizer": _fertility(models, path),
@@ -65,7 +75,7 @@ def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None
     result = {
         "kind": "adaptation", "before": recipe.base_model, "after": str(folder / "model"), "same_tokenizer": same, "texts": texts,
         "vocabulary": _vocabulary(folder / VOCABULARY),
-        "definitions": {**WORD_DEFINITIONS, "fertility": "tokens per word, a word being what stands between spaces"},
+        "definitions": {**DEFINITIONS, "fertility": "tokens per word, a word being what stands between spaces"},
         "interval": {"level": 0.95, "method": "paired percentile bootstrap over documents", "resamples": resamples},
     }  # fmt: skip
     write_text(folder / ADAPTATION, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -148,7 +158,7 @@ class _Changes:
 
     def table(self) -> dict[str, Any]:
         """Return the words that rose and fell most, by the mean over their occurrences, of those that are frequent enough."""
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"word": word, "count": int(count), "before": before / count, "after": after / count, "difference": (after - before) / count}
             for word, (count, before, after) in self.sums.items()
             if count >= MIN_WORD_COUNT
@@ -166,7 +176,7 @@ def _compare(models: Models, path: Path, max_length: int, resamples: int, *, sam
     options: dict[str, Any] = {"seed": EVAL_SEED, "slice_by": None, "resamples": resamples}
     limit = min([max_length, *(engine.max_length for engine, _ in models if engine.max_length)])
     changes = _Changes(models)
-    hidden = words(models, path, max_length=limit, watch=changes.add, **options)
+    hidden = words(models, path, max_length=limit, watch=changes.add, left_to_right=True, **options)
     result: dict[str, Any] = {"words": {**_numbers(hidden, tuple(WORD_DEFINITIONS), resamples), **_about(hidden)}, "tokens": None}
     bits = result["words"]["bits_per_byte"]
     found = _difference(hidden, "bits_per_byte", resamples)

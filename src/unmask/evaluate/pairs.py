@@ -127,17 +127,18 @@ def words(
     slice_by: str | None,
     resamples: int,
     watch: Callable[[Answered], None] | None = None,
+    left_to_right: bool = False,
     **reading: Any,
 ) -> Pairs:
     """Return what two models with different tokenizers say of the same hidden words, all pieces of a word hidden at once.
 
     The log-probability of a word is the sum over its pieces, none of which sees another: per word and per byte of the text it compares.
-    `watch` is shown every document with its words.
+    With `left_to_right` each piece is guessed with those before it in view. `watch` is shown every document with its words.
     """
     sides = tuple(Side(engine, tokenizer, max_length) for engine, tokenizer in models)
     folds = [folding(tokenizer) for _, tokenizer in models]
     table = _Table(sides, folds)
-    for answered in ask(_texts(data, table, slice_by, reading), sides, seed=seed):
+    for answered in ask(_texts(data, table, slice_by, reading), sides, seed=seed, left_to_right=left_to_right):
         table.add(answered, slice_by)
         if watch is not None:
             watch(answered)

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UnmaskError
 from ..train.card import NAMES
 from ..train.runlog import ENVIRONMENT, LOG, duration
+from . import report_adaptation
 from .figure import Curves, loss_curve
 from .page import cells, numbers, percent, read_json, tables
 
@@ -43,6 +44,7 @@ def parts(folder: Path) -> list[str]:
         figures(folder, records, metrics),
         curve(records, metrics, settings),
         results(metrics),
+        report_adaptation.section(read_json(folder / "adaptation.json")),
         examples(find_examples(folder, settings)),
         tables("Settings", "config.toml", sections(settings)),
         tables("Text", "the packed corpus", corpus(folder)),

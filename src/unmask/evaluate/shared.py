@@ -196,8 +196,11 @@ def cut(words: Words, sides: tuple[Side, ...]) -> list[tuple[int, int]]:
     return windows
 
 
-def requests(item: Item, side: Side, number: int) -> Iterator[Request]:
-    """Yield what one model is asked of a document: its windows that hold chosen words, all their pieces behind masks."""
+def requests(item: Item, side: Side, number: int, *, left_to_right: bool = False) -> Iterator[Request]:
+    """Yield what one model is asked of a document: its windows that hold chosen words, all their pieces behind masks.
+
+    `left_to_right` asks for the pieces of a word one after the other: again and again the words that have more pieces show one more.
+    """
     from ..infer.engine import Request
 
     bounds, places, ids = item.words.firsts[number], item.places(number), item.encodings[number].ids
@@ -209,7 +212,22 @@ def requests(item: Item, side: Side, number: int) -> Iterator[Request]:
         inside = places[(places >= low) & (places < high)]
         if len(inside):
             window = np.concatenate([side.prefix, hidden[low:high], side.suffix]).astype(np.int64)
-            yield Request(window, inside - low + before, ids[inside])
+            if not left_to_right:
+                yield Request(window, inside - low + before, ids[inside])
+                continue
+            turn, longest = turns(item, number, inside)
+            for piece in range(int(longest.max())):
+                seen = inside[(turn < piece) & (longest > piece)]
+                shown = window.copy()
+                shown[seen - low + before] = ids[seen]
+                asked = inside[turn == piece]
+                yield Request(shown, asked - low + before, ids[asked])
+
+
+def turns(item: Item, number: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return of pieces of chosen words, given by their places, which piece of its word each is (from 0), and how many that word has."""
+    word = np.searchsorted(item.words.firsts[number], places, side="right") - 1
+    return places - item.words.firsts[number][word], item.words.pieces[number][word]
 
 
 def answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -230,15 +248,17 @@ class Answered:
     predicted: tuple[list[np.ndarray], ...]
 
 
-def ask(documents: Iterable[Document], sides: tuple[Side, ...], *, seed: int = 0, chunk: int = 256) -> Iterator[Answered]:
+def ask(
+    documents: Iterable[Document], sides: tuple[Side, ...], *, seed: int = 0, chunk: int = 256, left_to_right: bool = False
+) -> Iterator[Answered]:
     """Yield every document with the answers of all models to its hidden words, in order, in bounded memory."""
     waiting: deque[Document] = deque()
 
     def answers(items: list[Item]) -> Iterator[Answered]:
-        found = [
-            _gather(items, number, side.engine.run((one for item in items for one in requests(item, side, number)), answer, labelled=True))
-            for number, side in enumerate(sides)
-        ]
+        found = []
+        for number, side in enumerate(sides):
+            asked = (one for item in items for one in requests(item, side, number, left_to_right=left_to_right))
+            found.append(_gather(items, number, side.engine.run(asked, answer, labelled=True), left_to_right))
         for number, item in enumerate(items):
             yield Answered(item, *(tuple(side[number][part] for side in found) for part in range(4)))  # type: ignore[arg-type]
 
@@ -262,7 +282,7 @@ def ask(documents: Iterable[Document], sides: tuple[Side, ...], *, seed: int = 0
         yield from flush()
 
 
-def _gather(items: list[Item], number: int, results: Iterator[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+def _gather(items: list[Item], number: int, results: Iterator[tuple[Tensor, ...]], left_to_right: bool) -> list[tuple[Any, ...]]:
     """Return for each document the sums over the pieces of its words: log-probability, confidence, whether all are right, the guesses."""
     parts = list(results)
     flat = [np.concatenate([part[column].numpy() for part in parts]) if parts else np.zeros(0) for column in range(3)]
@@ -271,6 +291,11 @@ def _gather(items: list[Item], number: int, results: Iterator[tuple[Tensor, ...]
         counts = item.words.pieces[number][item.chosen]
         end = first + int(counts.sum())
         log_prob, best, confidence = (column[first:end] for column in flat)
+        if left_to_right:  # answers came window by window, first pieces first
+            places, bounds = item.places(number), [item.words.firsts[number][last] for _, last in item.windows]
+            order = np.lexsort((places, turns(item, number, places)[0], np.searchsorted(bounds, places, side="right")))
+            back = np.argsort(order)
+            log_prob, best, confidence = log_prob[back], best[back], confidence[back]
         starts = np.cumsum(counts) - counts
         if len(counts):
             sums = np.add.reduceat(log_prob, starts, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ def add_rows(model: PreTrainedModel, words: Sequence[Word]) -> None:
     Raises: TokenizerError for words of a tokenizer that is not the model's; CheckpointError for a model whose head does not grow.
     """
     first, size = min(word.id for word in words), max(word.id for word in words) + 1
-    before = int(model.get_input_embeddings().weight.shape[0])
+    embeddings: Any = model.get_input_embeddings()
+    before = int(embeddings.weight.shape[0])
     if first > before:
         raise TokenizerError(
             f"the tokenizer has {first:,} tokens and the model has embeddings for {before:,}; use the tokenizer that the model was "
@@ -32,9 +33,10 @@ def add_rows(model: PreTrainedModel, words: Sequence[Word]) -> None:
         )
     with torch.random.fork_rng(devices=[]), quiet_transformers():  # the random rows that it makes are written over
         model.resize_token_embeddings(max(before, size), mean_resizing=False)
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    tables = {id(table): table for table in (model.get_input_embeddings().weight, getattr(head, "weight", None)) if table is not None}
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    bias: Any = getattr(head, "bias", None)
+    found: list[Any] = [embeddings.weight, getattr(head, "weight", None)]
+    tables = {id(table): table for table in found if table is not None}  # one where they are tied
     for table in (*tables.values(), *(() if bias is None else (bias,))):
         if table.shape[0] < size:
             raise CheckpointError(
