@@ -18,8 +18,11 @@ from ..data.tokenizer import load_tokenizer, tokenizer_hash
 from ..errors import CheckpointError, ConfigError, DataError
 from .metrics import metrics as metrics_of
 from .records import ACTIONS, Records
+from .report import REPORT
+from .report import write as write_report
 from .stats import RESAMPLES
 from .text import open_text
+from .worst import WORST, keep_worst
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +70,7 @@ def evaluate(
     its `tokenizer`. `data` is what `read` takes, or a packed corpus. `policy` is "corrupt" (80/10/10, as in training) or "mask" (the mask
     token alone): their numbers do not compare. On the corpus of the run that made the model, `max_length` and `max_tokens` are the run's.
     `frequencies` names the store whose token frequencies the slices go by (a packed corpus: its training text); by default the text's own.
-    `output` is a folder for metrics.json, the records and, with `predictions`, predictions.jsonl. The rest of the keywords go to `read`.
+    `output` is a folder for metrics.json, the records, report.html and, with `predictions`, predictions.jsonl. The rest goes to `read`.
     Raises: DataError, ConfigError, CheckpointError, TokenizerError, StoreError.
     """
     from .masked import measure  # torch
@@ -91,7 +94,7 @@ def evaluate(
     text = open_text(data, tokenizer, slice_by=slice_by, max_tokens=max_tokens, **reading)
     counts = None if frequencies is None else token_frequencies(frequencies, tokenizer)
     if folder is not None:
-        for stale in (METRICS, PREDICTIONS):  # one that ends early must not leave those of another
+        for stale in (METRICS, PREDICTIONS, WORST, REPORT):  # one that ends early must not leave those of another
             (folder / stale).unlink(missing_ok=True)
     records = measure(
         engine, text, policy=policy, views=views, seed=seed, max_length=max_length, frequencies=counts, folder=folder,
@@ -103,6 +106,8 @@ def evaluate(
         write(folder / METRICS, [json.dumps(found, indent=1, ensure_ascii=False) + "\n"])
         if predictions:
             write(folder / PREDICTIONS, predicted(records, tokenizer))
+        keep_worst(records, text, folder)
+        write_report(folder)
     return Evaluation(found, records)
 
 

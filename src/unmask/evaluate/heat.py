@@ -1,4 +1,4 @@
-"""Text with its surprisal: each token the darker, the less a model expected it."""
+"""Text with its surprisal: each token the stronger coloured, the less a model expected it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from ..data.words import byte_text
 
-HOTTEST = 12.0  # nats that the darkest colour stands for: the same on every page, so that pages compare
+HOTTEST = 12.0  # nats that the strongest colour stands for: the same on every page, so that pages compare
+CLOSING, OPENING = frozenset(".,;:!?)]}%\u2019'"), frozenset("([{\u2018")
 STRONGEST = 75  # per cent of the colour
 
 
@@ -46,8 +47,16 @@ def running_text(tokens: Iterable[str]) -> tuple[list[str], list[bool]]:
         shown = [token.replace("\u2581", " ") for token in tokens]
     else:
         pieces = [token.startswith("##") and len(token) > 2 for token in tokens]
-        return [token[2:] if piece else token for token, piece in zip(tokens, pieces, strict=True)], pieces
+        shown = [token[2:] if piece else token for token, piece in zip(tokens, pieces, strict=True)]
+        return shown, closed(shown, pieces)
     return [text.removeprefix(" ") or text for text in shown], [not text.startswith(" ") for text in shown]
+
+
+def closed(tokens: Sequence[str], joined: Sequence[bool]) -> list[bool]:
+    """Return `joined` with signs set as print sets them, for vocabularies that do not say where spaces were."""
+    before = ["", *tokens[:-1]]
+    pairs = zip(tokens, before, joined, strict=True)
+    return [close or token in CLOSING or last in OPENING for token, last, close in pairs]
 
 
 def worst_sentences(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -62,13 +71,13 @@ def worst_sentences(rows: Iterable[Mapping[str, Any]]) -> str:
         return ""
     note = (
         "The sentences with the highest mean loss, of those with at least three hidden tokens. Coloured are the tokens that were hidden: "
-        "the darker, the less the model expected them. What it expected shows on pointing at a token."
+        "the stronger the colour, the less the model expected them. What it expected shows on pointing at a token."
     )
     return f'<section><h2>Worst sentences</h2><p class="note">{note}</p>{legend()}<div class="cards">{"".join(cards)}</div></section>'
 
 
-def scored_texts(rows: Iterable[Mapping[str, Any]], count: int) -> str:
-    """Return the section of whole texts with every token scored, from what `unmask score` has written, of which there are `count`."""
+def scored_texts(rows: Iterable[Mapping[str, Any]], count: int, method: str) -> str:
+    """Return the section of whole texts with their tokens scored, from what `unmask score` has written, of which there are `count`."""
     cards = []
     for row in rows:
         tokens, joined = running_text(map(str, row["tokens"]))
@@ -78,8 +87,5 @@ def scored_texts(rows: Iterable[Mapping[str, Any]], count: int) -> str:
         cards.append(f'<article>{heat_map(tokens, joined, row["log_probs"])}<p class="note">{name}{mean}</p></article>')
     if not cards:
         return ""
-    note = (
-        f"{len(cards):,} of {count:,} scored texts, those with the lowest mean log-probability. Each token was masked in turn, the rest of "
-        "the text in sight."
-    )
+    note = f"{len(cards):,} of {count:,} scored texts, those with the lowest mean log-probability. {method}"
     return f'<section><h2>Surprisal</h2><p class="note">{note}</p>{legend()}<div class="cards">{"".join(cards)}</div></section>'

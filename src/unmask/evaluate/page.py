@@ -12,10 +12,11 @@ from ..errors import CheckpointError
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --card: #fff; --ink: #23262b; --quiet: #7d838c; --grid: #e6e4df;
-  --line: #e2e0da; --accent: #2459c4; --accent-soft: #2459c41c; --warm: #c2610c; --good: #1c7c4a; --good-soft: #1c7c4a22; }
+  --line: #e2e0da; --accent: #2459c4; --accent-soft: #2459c41c; --warm: #c2610c; --good: #1c7c4a; --good-soft: #1c7c4a22; --heat: #dd7a1f; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #16181c; --card: #1e2126; --ink: #e4e6ea; --quiet: #9097a1; --grid: #2d3138;
-    --line: #2f343b; --accent: #82adff; --accent-soft: #82adff22; --warm: #f0a259; --good: #62c993; --good-soft: #62c99326; } }
+    --line: #2f343b; --accent: #82adff; --accent-soft: #82adff22; --warm: #f0a259; --good: #62c993; --good-soft: #62c99326;
+    --heat: #a8530f; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -63,20 +64,21 @@ details + details { margin-top: 1.25rem; }
   padding: .9rem 1.1rem; margin-top: 1.5rem; } .verdict b { font-size: 1.5rem; letter-spacing: -.02em; }
 .verdict p { margin: .1rem 0 0; } .verdict.good { border-left-color: var(--good); } .verdict.good b { color: var(--good); }
 .verdict.bad { border-left-color: var(--warm); } .verdict.bad b { color: var(--warm); }
-.numbers .wide-bar { width: 30%; min-width: 8rem; } .range { position: relative; display: block; height: .55rem; border-radius: .3rem;
+.numbers .bars { width: 30%; min-width: 6rem; } .range { position: relative; display: block; height: .55rem; border-radius: .3rem;
   background: var(--grid); } .range i { position: absolute; top: 0; height: 100%; border-radius: .3rem; background: var(--quiet);
   min-width: 3px; } .range.good i { background: var(--good); } .range.bad i { background: var(--warm); }
 .range::after { content: ""; position: absolute; left: 50%; top: -.2rem; bottom: -.2rem; width: 1px; background: var(--ink); }
-.heat { line-height: 2.1; overflow-wrap: anywhere; color: var(--quiet); } .heat span { color: var(--ink); border-radius: .25em;
-  padding: .12em .18em; background: color-mix(in srgb, var(--warm) var(--h), transparent); }
+.heat { line-height: 1.9; overflow-wrap: anywhere; } .heat span { border-radius: .25em .25em 0 0; padding: .12em .18em;
+  border-bottom: 2px solid var(--heat); background: color-mix(in srgb, var(--heat) var(--h), transparent); }
 .legend { display: inline-block; vertical-align: middle; width: 8rem; height: .7rem; border-radius: .3rem; margin: 0 .4rem;
-  background: linear-gradient(to right, transparent, color-mix(in srgb, var(--warm) 75%, transparent)); }
+  background: linear-gradient(to right, transparent, color-mix(in srgb, var(--heat) 75%, transparent)); }
+.slices h3 { margin-top: 1.25rem; }
 .who { grid-template-columns: 1.2rem 6.5rem 1fr 2.6rem; } .who b { color: var(--quiet); font-weight: 600; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .8rem; }
 @media (max-width: 40rem) {
   main { padding: 1.5rem .9rem 3rem; } h1 { font-size: 1.6rem; } .wide { display: none; } .narrow { display: block; }
-  figure { padding: .6rem; } .numbers tr > :first-child { white-space: normal; }
-  .figures { grid-template-columns: 1fr 1fr; } .numbers th, .numbers td { padding: .5rem .6rem; font-size: .9rem; }
+  figure { padding: .6rem; } .numbers tr > :first-child { white-space: normal; min-width: 6.5rem; } .numbers .side { display: none; }
+  .figures { grid-template-columns: 1fr 1fr; } .numbers th, .numbers td { padding: .5rem .5rem; font-size: .9rem; }
   .cards { grid-template-columns: 1fr; } }
 @media print { details > * { display: block; } }
 """

@@ -9,10 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .evaluation import METRICS
 from .page import cells, percent, read_json, tables
 from .paired import FLIPS, KIND, KINDS, LOWER_IS_BETTER
-from .report_evaluation import SHOWN, definitions, read_lines
+from .report_evaluation import METRICS, SHOWN, definitions, read_lines
 from .report_evaluation import shown as number
 
 COUNT = 12  # flips of a kind
@@ -84,17 +83,16 @@ def bar(name: str, one: Mapping[str, Any], reach: float) -> str:
 def row(name: str, metric: str, one: Mapping[str, Any], reach: float, *, own: bool = False) -> str:
     """Return a row of a table of differences."""
     bounds = "–" if one["low"] is None else f"{signed(metric, one['low'])} to {signed(metric, one['high'])}"
-    values = (number(metric, one["a"]), number(metric, one["b"]), signed(metric, one["difference"]), bounds)
-    shown = "".join(f"<td>{escape(value)}</td>" for value in values)
-    count = f"<td>{one['count']:,}</td>"
+    sides = "".join(f'<td class="side">{escape(number(metric, one[side]))}</td>' for side in ("a", "b"))
+    found = f'<td>{escape(signed(metric, one["difference"]))}</td><td class="bars">{bar(metric, one, reach)}</td><td>{escape(bounds)}</td>'
     start = f'<tr{" class=own" if own else ""}><th scope="row">{escape(name)}</th>'
-    return f'{start}{shown}<td class="wide-bar">{bar(metric, one, reach)}</td>{count}</tr>'
+    return f"{start}{sides}{found}<td>{one['count']:,}</td></tr>"
 
 
 def table(head: str, rows: Iterable[str]) -> str:
     """Return a table of differences."""
-    names = "".join(f"<th>{name}</th>" for name in ("A", "B", "B − A", "95% interval", "", "count"))
-    top = f"<thead><tr><th>{escape(head)}</th>{names}</tr></thead>"
+    names = "".join(f"<th>{name}</th>" for name in ("B − A", "", "95% interval", "count"))
+    top = f'<thead><tr><th>{escape(head)}</th><th class="side">A</th><th class="side">B</th>{names}</tr></thead>'
     return f'<div class="scroll"><table class="numbers">{top}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
@@ -105,7 +103,7 @@ def furthest(rows: Iterable[Mapping[str, Any]]) -> float:
 
 def metrics(found: Mapping[str, Any]) -> str:
     """Return the differences of all metrics."""
-    rows = [row(name, name, one, furthest([one]), own=name == found["metric"]) for name, one in found["metrics"].items()]
+    rows = [row(name.replace("_", " "), name, one, furthest([one]), own=name == found["metric"]) for name, one in found["metrics"].items()]
     settings = found["settings"]
     note = (
         f"Both models saw the same {found['unit']}s hidden. Intervals: 95%, paired bootstrap over documents. A bar is green where B is "

@@ -18,6 +18,11 @@ from .worst import COUNT, WORST
 METRICS, RECORDS, SCORES = "metrics.json", "records.arrow", "scores.jsonl"
 SIZES = {"wide": (9.6, 4.2), "narrow": (4.6, 3.8)}
 SLICE_METRICS = {"masked_loss": "loss", "masked_accuracy": "accuracy", "top_10_accuracy": "top 10", "bits_per_byte": "bits per byte"}
+METHODS = {
+    "original": "Each token was masked by itself, the rest of the text in sight.",
+    "word_l2r": "Each token was masked together with the later pieces of its word, the rest of the text in sight.",
+    "sampled": "Some tokens of each text were masked, one at a time, the rest in sight; the others have no colour.",
+}
 SHARES = ("accuracy", "precision", "recall", "f1", "rank", "error")
 SHOWN = 24  # values of a slice
 BEHIND = {
@@ -33,19 +38,15 @@ def is_evaluation(folder: Path) -> bool:
 
 def parts(folder: Path) -> list[str]:
     """Return the sections of the page of an evaluation, from what it has written down."""
-    metrics = read_json(folder / METRICS) if (folder / RECORDS).is_file() else {}
-    found = [heading(folder, metrics)]
-    if metrics:
-        found += [
-            figures(metrics),
-            table(metrics),
-            reliability(metrics),
-            slices(metrics),
-            worst_sentences(read_lines(folder / WORST)),
-        ]
+    metrics, masked = read_json(folder / METRICS), (folder / RECORDS).is_file()
+    if not masked:
+        found = [score_figures(metrics)]
+    else:
+        found = [figures(metrics), table(metrics), reliability(metrics), slices(metrics), worst_sentences(read_lines(folder / WORST))]
     return [
+        heading(folder, metrics, "on masked tokens" if masked else "scores texts"),
         *found,
-        scored(folder / SCORES),
+        scored(folder / SCORES, metrics.get("settings", {}).get("method")),
         tables("Definitions", METRICS, definitions(metrics)),
         tables("Settings", METRICS, {"": metrics.get("settings", {})}),
     ]
@@ -69,11 +70,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def heading(folder: Path, metrics: Mapping[str, Any]) -> str:
+def heading(folder: Path, metrics: Mapping[str, Any], what: str) -> str:
     """Return the headline: which model was measured, and on what."""
-    model = str(metrics.get("settings", {}).get("model", ""))
-    what = f"<b>{escape(model)}</b> on masked tokens" if model else "Scored texts"
-    return f"<header><h1>{escape(folder.resolve().name)}</h1><p>{what}</p></header>"
+    model = str(metrics.get("settings", {}).get("model", "A model"))
+    return f"<header><h1>{escape(folder.resolve().name)}</h1><p><b>{escape(model)}</b> {what}</p></header>"
+
+
+def score_figures(metrics: Mapping[str, Any]) -> str:
+    """Return the few numbers that say most of texts that were scored."""
+    names = ("pseudo_perplexity", "pseudo_perplexity_per_word", "pseudo_bits_per_byte")
+    found = [(name.replace("_", " "), shown(name, metrics[name]), "") for name in names if name in metrics]
+    counts = ("num_texts", "num_failed", "num_tokens")
+    found += [(name.replace("num_", "").replace("failed", "not scored"), f"{metrics[name]:,}", "") for name in counts if name in metrics]
+    return cells(found)
 
 
 def shown(name: str, value: float | None) -> str:
@@ -97,9 +106,9 @@ def figures(metrics: Mapping[str, Any]) -> str:
 def table(metrics: Mapping[str, Any]) -> str:
     """Return all metrics with their intervals and counts, and what they were measured on."""
     rows = [
-        (name, [shown(name, metrics[name]["value"]), between(name, metrics[name]), f"{metrics[name]['count']:,}"], False)
-        for name in metrics["definitions"]
-        if name in metrics
+        (name.replace("_", " "), [shown(name, metrics[name]["value"]), between(name, metrics[name]), f"{metrics[name]['count']:,}"], False)
+        for name, what in metrics["definitions"].items()
+        if isinstance(what, str)
     ]
     settings, interval = metrics["settings"], metrics["interval"]
     note = (
@@ -150,8 +159,8 @@ def slices(metrics: Mapping[str, Any]) -> str:
     return f'<section class="slices"><h2>Slices</h2>{"".join(found)}</section>' if found else ""
 
 
-def scored(path: Path) -> str:
-    """Return the texts that score lowest, every token coloured; those that could not be scored are counted and left out."""
+def scored(path: Path, method: str | None) -> str:
+    """Return the texts that score lowest, every token coloured; those that could not be scored have none."""
     count = 0
 
     def good() -> Iterator[tuple[float, int, dict[str, Any]]]:
@@ -163,7 +172,7 @@ def scored(path: Path) -> str:
                 yield sum(known) / len(known), number, row
 
     lowest: Sequence[tuple[float, int, dict[str, Any]]] = heapq.nsmallest(COUNT, good(), key=lambda item: item[:2])
-    return scored_texts([row for *_, row in lowest], count)
+    return scored_texts([row for *_, row in lowest], count, METHODS.get(method or "", ""))
 
 
 def definitions(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.words import Surfaces
+from .heat import closed
 from .records import Records
 from .text import Text
 
@@ -72,13 +73,14 @@ def _sentence(records: Records, text: Text, surfaces: Surfaces, loss: float, doc
         log_probs[place].append(float(records.log_prob[row]))
         predicted[place] = surfaces.text(int(records.predicted[row]))[0]
     shown = [surfaces.text(number) for number in ids.tolist()]
+    names, joined = [token for token, _ in shown], [close for _, close in shown]
     return {
         "document": records.document_id(document),
         "first": first,
         "masked_loss": loss,
         "num_masked_tokens": len(rows),
-        "tokens": [token for token, _ in shown],
-        "joined": [joined for _, joined in shown],
+        "tokens": names,
+        "joined": joined if surfaces.marks_spaces else closed(names, joined),
         "log_probs": [sum(values) / len(values) if values else None for values in log_probs],
         "predicted": predicted,
     }
