@@ -54,12 +54,51 @@ def evaluate(
     layout: Annotated[str | None, typer.Option(help="Documents of a text file: line, blank (blank lines between), file, or auto.")] = None,
     encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print metrics.json.")] = False,
+    cloze: Annotated[
+        list[str] | None, typer.Option(help="Instead of --data: CSV, TSV or JSONL files of texts with a [MASK] and the right answer(s).")
+    ] = None,
+    facts: Annotated[list[str] | None, typer.Option(help="Instead of --data: LAMA's facts, JSONL.")] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="Instead of --data: minimal pairs, BLiMP's JSONL or two columns; files, folders, .tar.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="How a row of --cloze becomes the text, columns in braces: '{context} [MASK].'")
+    ] = None,
+    answer_column: Annotated[str | None, typer.Option(help="The column of --cloze with the right answer, several parted by |.")] = None,
+    candidates_column: Annotated[
+        str | None, typer.Option(help="Columns of --cloze, parted by commas, with alternatives to choose from.")
+    ] = None,
+    multi_piece: Annotated[bool, typer.Option("--multi-piece", help="Score labels of --facts that are several pieces, too.")] = False,
+    pair_columns: Annotated[str | None, typer.Option(help="The two columns of --pairs: GOOD,BAD.")] = None,
+    method: Annotated[str | None, typer.Option(help="The pseudo-log-likelihood of --pairs: original or word_l2r.")] = None,
 ) -> None:
     """Measure a masked language model on the frozen masks of a text: every number with its count and a 95% interval over documents.
 
     The same text has the same masks wherever it is measured: in any order, any batch, with any model of the same tokenizer. Numbers
     compare where the masks' fingerprint is the same. Without --data, a run is measured on its own held-out text.
     """
+    if cloze or facts or pairs:
+        from .evaluate_tests import run_test
+
+        own: dict[str, dict[str, Any]] = {
+            "cloze": {"template": template, "text_column": text_column, "answer_column": answer_column,
+                      "candidates_column": candidates_column, "slice_by": slice_by, "format": format},
+            "facts": {"multi_piece": multi_piece},
+            "pairs": {"pair_columns": pair_columns, "method": method, "slice_by": slice_by, "format": format},
+        }  # fmt: skip
+        foreign = {
+            "data": data, "policy": policy != "corrupt", "views": views != 1, "max_tokens": max_tokens, "frequencies": frequencies,
+            "id_column": id_column, "layout": layout,
+        }  # fmt: skip
+        run_test(
+            model, {"cloze": cloze, "facts": facts, "pairs": pairs}, own, foreign, output=output, as_json=as_json, resamples=resamples,
+            seed=seed, max_length=max_length, tokenizer=tokenizer, device=device, precision=precision, batch_tokens=batch_tokens,
+            encoding=encoding or "utf-8",
+        )  # fmt: skip
+        return
+    if template or answer_column or candidates_column or multi_piece or pair_columns or method:
+        raise ConfigError("--template, --answer-column, --candidates-column, --multi-piece, --pair-columns and --method belong to tests: "
+                          "--cloze, --facts or --pairs")  # fmt: skip
     if predictions and output is None:
         raise ConfigError("--predictions are written into a folder: name one with --output")
     from ..evaluate.evaluation import evaluate as run
@@ -165,7 +204,8 @@ def between(row: dict[str, Any]) -> str:
 class Progress:
     """Show how far a measurement is: one live line on a terminal, a plain line every ten seconds elsewhere; on the standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "tokens") -> None:
+        self.unit = unit
         self.live, self.started, self.shown, self.drawn = sys.stderr.isatty(), time.monotonic(), time.monotonic(), False
 
     def __enter__(self) -> "Progress":
@@ -180,5 +220,5 @@ class Progress:
         if now - self.shown < (0.1 if self.live else 10):
             return
         self.shown, self.drawn = now, self.live
-        line = f"measuring: {done:,} of {total:,} tokens ({done / max(now - self.started, 1e-6):,.0f} a second)"
+        line = f"measuring: {done:,} of {total:,} {self.unit} ({done / max(now - self.started, 1e-6):,.0f} a second)"
         print(f"\r\x1b[2K{line}" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,12 +40,19 @@ class Question:
     mask: int | None = None
 
 
+class Fault(NamedTuple):
+    """Why there is no score: a reason of few words, the same for all that have it, to be counted by, and what is to be said."""
+
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class TargetScore:
     """A target with, for each of its pieces, its log-probability (natural), its rank, and the piece that the model would have put there.
 
     The rank counts the ordinary tokens (not the special ones) that are as probable or more: 1 is the model's first choice, a tie counts
-    against the piece. `error` says why there is no score.
+    against the piece. `error` says why there is no score, `reason` the same in few words.
     """
 
     target: str
@@ -55,6 +62,7 @@ class TargetScore:
     ranks: tuple[int, ...] = ()
     predicted: tuple[str, ...] = ()
     error: str | None = None
+    reason: str | None = None
 
     @property
     def num_pieces(self) -> int:
@@ -74,7 +82,7 @@ class TargetScore:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question with the scores of its targets, in their order; `error` says why there are none (the text is at fault).
+    """A question with the scores of its targets, in their order; `error` says why there are none (the text is at fault), as does `reason`.
 
     `truncated` is True where the model saw a window around the mask only, because the text has more tokens than it takes.
     """
@@ -83,6 +91,7 @@ class Answered:
     targets: tuple[TargetScore, ...] = ()
     truncated: bool = False
     error: str | None = None
+    reason: str | None = None
 
 
 Node = tuple[int, tuple[int, ...]]  # of how many pieces, and those that are filled in already
@@ -93,12 +102,12 @@ class _Item:
     """A question on its way through the engine; `nodes` are what is asked: at each, which ids are wanted, and then what came back."""
 
     question: Question
-    error: str | None = None
+    fault: Fault | None = None
     truncated: bool = False
     before: str = ""
     left: list[int] = field(default_factory=list)
     right: list[int] = field(default_factory=list)
-    pieces: list[list[int] | str] = field(default_factory=list)  # of each target: its ids, or what is wrong with it
+    pieces: list[list[int] | Fault] = field(default_factory=list)  # of each target: its ids, or what is wrong with it
     nodes: dict[Node, dict[int, int]] = field(default_factory=dict)
     results: list[tuple[Tensor, ...]] = field(default_factory=list)
 
@@ -152,10 +161,10 @@ class _Asker:
 
     def _prepare(self, questions: list[Question]) -> list[_Item]:
         parsed = [self._parse(question) for question in questions]
-        good = [(item, text) for item, text in parsed if item.error is None]
+        good = [(item, text) for item, text in parsed if item.fault is None]
         for (item, _), encoding in zip(good, self._encode([text for _, text in good]), strict=True):
             self._split(item, encoding)
-        asked = [(item, target) for item, _ in parsed if item.error is None for target in item.question.targets]
+        asked = [(item, target) for item, _ in parsed if item.fault is None for target in item.question.targets]
         encodings = self._encode([_valid(item.before + self._trim(item, target)) for item, target in asked])
         for (item, target), encoding in zip(asked, encodings, strict=True):
             item.pieces.append(self._pieces(item, target, encoding))
@@ -173,17 +182,17 @@ class _Asker:
         """Return a question with what stands before its mask, and its text with the tokenizer's masks."""
         text, item = question.text, _Item(question)
         if wrong := [one for one in (text, *question.targets) if not isinstance(one, str)]:
-            item.error = f"texts and targets are strings, not {wrong[0]!r:.80}"
+            item.fault = Fault("not text", f"texts and targets are strings, not {wrong[0]!r:.80}")
             return item, ""
         spans = [match.span() for match in self.marker.finditer(text)]
         shown = text if len(text) <= 80 else f"{text[:77]}..."
         if not spans:
-            item.error = f"there is no mask in {shown!r}; write [MASK], <mask> or ___ where a word is wanted"
+            item.fault = Fault("no mask", f"there is no mask in {shown!r}; write [MASK], <mask> or ___ where a word is wanted")
         elif question.mask is None and len(spans) > 1:
-            item.error = f"there are {len(spans)} masks in {shown!r}, and nothing says which one is meant; leave one"
+            item.fault = Fault("several masks", f"there are {len(spans)} masks in {shown!r}, and nothing says which is meant; leave one")
         elif not 0 <= (question.mask or 0) < len(spans):
-            item.error = f"mask {question.mask} is asked for in {shown!r}; allowed: 0 to {len(spans) - 1}"
-        if item.error is not None:
+            item.fault = Fault("no mask", f"mask {question.mask} is asked for in {shown!r}; allowed: 0 to {len(spans) - 1}")
+        if item.fault is not None:
             return item, ""
         marked, end = "", 0
         for number, (start, stop) in enumerate(spans):
@@ -204,7 +213,7 @@ class _Asker:
         count = len(self.marker.findall(item.question.text))
         if len(places) != count:
             seen = f"the tokenizer sees {len(places)} masks where the text has {count}"
-            item.error = f"{seen}; write {self.tokenizer.mask_token} for each"
+            item.fault = Fault("several masks" if len(places) > count else "no mask", f"{seen}; write {self.tokenizer.mask_token} for each")
             return
         place = places[item.question.mask or 0]
         item.left, item.right = ids[:place], ids[place + 1 :]
@@ -213,10 +222,10 @@ class _Asker:
         """Return a target as it stands in the text: a space before it is its own only where the text has none."""
         return target.rstrip() if item.before and not item.before[-1].isspace() else target.strip()
 
-    def _pieces(self, item: _Item, target: str, encoding: Encoding) -> list[int] | str:
+    def _pieces(self, item: _Item, target: str, encoding: Encoding) -> list[int] | Fault:
         """Return the ids of a target, given what the tokenizer makes of it with what stands before it; or what is wrong with it."""
         if not target.strip():
-            return "the target is empty; give a word"
+            return Fault("empty", "the target is empty; give a word")
         start = len(item.before)
         # everything after the last token of what stands before; a lone space between belongs to the target
         edge = start - item.before.endswith(" ")
@@ -224,25 +233,29 @@ class _Asker:
         first = kept[-1] + 1 if kept else 0
         ids = encoding.ids[first:]
         if not ids:
-            return f"the tokenizer makes nothing of {target!r}; give a word"
+            return Fault("empty", f"the tokenizer makes nothing of {target!r}; give a word")
         begin = encoding.offsets[first][0]
         if item.before[begin:edge].strip() and begin < edge:
             joined = _valid(item.before + self._trim(item, target))[begin : encoding.offsets[first][1]]
-            return f"the tokenizer joins {target!r} to what stands before the mask (the piece {joined!r}); mask the whole word"
+            said = f"the tokenizer joins {target!r} to what stands before the mask (the piece {joined!r}); mask the whole word"
+            return Fault("joined to what stands before", said)
         if self.specials.unk is not None and self.specials.unk in ids:
-            return f"{target!r} is not in the tokenizer's vocabulary: it becomes {self.tokenizer.unk_token}"
+            said = f"{target!r} cannot be written with the tokenizer's vocabulary: it becomes {self.tokenizer.unk_token}"
+            return Fault("unknown to the tokenizer", said)
         special = next((number for number in ids if number in self.specials.all), None)
         if special is not None:
-            return f"{target!r} holds the special token {self.tokenizer.convert_ids_to_tokens(special)}; a target is text"
+            said = f"{target!r} holds the special token {self.tokenizer.convert_ids_to_tokens(special)}; a target is text"
+            return Fault("a special token", said)
         if self.room is not None and len(ids) > self.room:
-            return f"{target[:40]!r} has {len(ids)} pieces, and there is room for {self.room}; give a shorter one"
+            said = f"{target[:40]!r} has {len(ids)} pieces, and there is room for {self.room}; give a shorter one"
+            return Fault("too long", said)
         return ids
 
     # ids to requests
 
     def _plan(self, item: _Item) -> None:
         for ids in item.pieces:
-            if not isinstance(ids, str):
+            if not isinstance(ids, Fault):
                 for place, number in enumerate(ids):
                     wanted = item.nodes.setdefault((len(ids), tuple(ids[:place])), {})
                     wanted.setdefault(number, len(wanted))  # targets that begin alike share what they share
@@ -282,15 +295,15 @@ class _Asker:
     # results to scores
 
     def _finish(self, item: _Item) -> Answered:
-        if item.error is not None:
-            return Answered(item.question, error=item.error)
+        if item.fault is not None:
+            return Answered(item.question, error=item.fault.message, reason=item.fault.reason)
         found = dict(zip(item.nodes, item.results, strict=True))
         pairs = zip(item.question.targets, item.pieces, strict=True)
         return Answered(item.question, tuple(self._score(item, target, ids, found) for target, ids in pairs), item.truncated)
 
-    def _score(self, item: _Item, target: str, ids: list[int] | str, found: dict[Node, tuple[Tensor, ...]]) -> TargetScore:
-        if isinstance(ids, str):
-            return TargetScore(target, error=ids)
+    def _score(self, item: _Item, target: str, ids: list[int] | Fault, found: dict[Node, tuple[Tensor, ...]]) -> TargetScore:
+        if isinstance(ids, Fault):
+            return TargetScore(target, error=ids.message, reason=ids.reason)
         log_probs, ranks, predicted = [], [], []
         for place, number in enumerate(ids):
             node = (len(ids), tuple(ids[:place]))
@@ -300,9 +313,8 @@ class _Asker:
             ranks.append(int(order[0, column]))
             predicted.append(int(best[0]))
         if any(value != value for value in log_probs):
-            return TargetScore(
-                target, error="the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
-            )
+            said = "the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
+            return TargetScore(target, error=said, reason="no number")
         names = self.tokenizer.convert_ids_to_tokens
         return TargetScore(target, tuple(names(ids)), tuple(ids), tuple(log_probs), tuple(ranks), tuple(names(predicted)))
 

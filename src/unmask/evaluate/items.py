@@ -1,0 +1,122 @@
+"""Numbers over the items of a test, with bootstrap intervals, overall and by category; how items that could not be asked are counted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .evaluation import METRICS, PREDICTIONS, write
+from .stats import LEVEL, finite, interval, weights
+
+NO_VALUE = "(none)"
+Ratios = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test gave: the numbers, as in metrics.json, and a dict for each item, as in predictions.jsonl."""
+
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.metrics[name]["value"] if isinstance(self.metrics[name], dict) and "value" in self.metrics[name] else self.metrics[name]
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json and predictions.jsonl."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / PREDICTIONS, (json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions))
+        write(folder / METRICS, [json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"])
+
+
+def check_folder(output: str | Path | None) -> Path | None:
+    """Return the folder for the results; the results of a test are written over, anything else is not touched.
+
+    Raises: CheckpointError.
+    """
+    if output is None:
+        return None
+    folder = Path(output).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"'{folder}' is a file; name a folder for the results")
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {METRICS, PREDICTIONS}:
+        raise CheckpointError(f"'{folder}' exists and holds more than the results of a test, so nothing is written; choose another name")
+    return folder
+
+
+def numbers(ratios: Ratios, *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return {value, low, high, count} of each ratio of sums over items, and `why` where there is no interval.
+
+    Items are drawn with replacement; items with a divisor of zero do not count.
+    Shapes: both arrays of a ratio (items,).
+    """
+    tables = np.stack([part for pair in ratios.values() for part in pair], axis=1) if ratios else np.zeros((0, 0))
+    size = len(tables)
+    drawn = [weight @ tables for weight in weights(size, resamples, seed)] if size > 1 else []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        samples = np.concatenate(drawn) if drawn else np.zeros((0, tables.shape[1]))
+        samples = samples[:, ::2] / samples[:, 1::2]
+        values = tables.sum(0)[::2] / tables.sum(0)[1::2]
+    found = {}
+    for place, (name, (_, divisor)) in enumerate(ratios.items()):
+        count = int(np.count_nonzero(divisor))
+        bounds, why = None, None
+        if count < 2:
+            why = f"{'one item' if count else 'no item'} only: how far items differ cannot be seen; test on more"
+        elif resamples < 2:
+            why = "no resamples were asked for"
+        else:
+            bounds = interval(samples[:, place])
+            why = None if bounds else "most resamples hold nothing of it: too few items have it; test on more"
+        low, high = bounds or (None, None)
+        found[name] = {"value": finite(values[place]), "low": low, "high": high, "count": count, **({"why": why} if why else {})}
+    return found
+
+
+def sliced(ratios: Ratios, categories: Mapping[str, list[str]], *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the numbers of each value of each category, in the order of their first item."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for dimension, of_items in categories.items():
+        values = np.array(of_items, dtype=object)
+        rows = found.setdefault(dimension, [])
+        for value in dict.fromkeys(of_items):
+            where = np.flatnonzero(values == value)
+            part = {name: (top[where], bottom[where]) for name, (top, bottom) in ratios.items()}
+            rows.append({"name": value, "count": len(where), **numbers(part, resamples=resamples, seed=seed)})
+    return found
+
+
+def about_items(predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many items there are, and how many were left out for which reason."""
+    excluded = Counter(line["reason"] for line in predictions if "error" in line)
+    return {
+        "num_items": len(predictions),
+        "num_scored": len(predictions) - excluded.total(),
+        "num_excluded": excluded.total(),
+        "excluded": dict(sorted(excluded.items())),
+        "num_truncated": sum(line.get("truncated", False) for line in predictions),
+    }
+
+
+def about_interval(resamples: int, seed: int) -> dict[str, Any]:
+    """Return how the intervals were made."""
+    return {"level": LEVEL, "method": "percentile bootstrap over items", "resamples": resamples, "seed": seed}
+
+
+def category(values: Mapping[str, Any], name: str, none: str = NO_VALUE) -> str:
+    """Return an item's value of a column, as text."""
+    value = values.get(name)
+    return none if value is None or value == "" else str(value)
+
+
+def names(sources: Any) -> list[str]:
+    """Return the names of files, without the folders they lie in."""
+    several: Iterable[Any] = [sources] if isinstance(sources, (str, Path)) else sources
+    return [Path(source).name for source in several]
