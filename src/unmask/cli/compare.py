@@ -83,8 +83,8 @@ def _show(found: Comparison, show: int) -> None:
         f"{test['num_neither']:,} (McNemar, exact: p = {test['p_value']:.2g})"
     )
     for dimension, values in found.slices.items():
-        print()
-        _table((dimension, "A", "B", "B - A", "95% interval", "count"), [_slice(value, each) for value, each in values])
+        print(f"\n{next(iter(values[0][1]))} by {dimension}")
+        _table(("", "A", "B", "B - A", "95% interval", "count"), [_slice(value, each) for value, each in values])
     for kind, title in (("right_to_wrong", "right to wrong"), ("wrong_to_right", "wrong to right")):
         number = found.num_flips[kind]
         if number and show:
@@ -119,5 +119,9 @@ def _flip(flip: dict[str, Any]) -> str:
     before, after = (" ".join(part.split("\n")) for part in (flip["before"], flip["after"]))
     before = before if len(before) <= AROUND else "…" + before[-AROUND:]
     after = after if len(after) <= AROUND else after[:AROUND] + "…"
-    said = ", ".join(f"{name.upper()} {flip[name]['predicted']!r} ({flip[name]['probability']:.3f})" for name in "ab")
+    said = ", ".join(f"{name.upper()} {flip[name]['predicted']!r} ({_share(flip[name]['probability'])})" for name in "ab")
     return f"{before}[{flip['token']}]{after}  {said}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"

@@ -122,7 +122,7 @@ def compare(
     """Return how model B does against model A on the same masks of a text: folders or Hub ids, and files or a packed corpus.
 
     The verdict is on `metric` (masked_loss), with `margin` in its unit: 0.01 nats or bits, 0.005 of a share, 1% of a perplexity. Models
-    with different tokenizers are compared on whole words, chosen by a hash of the text, all pieces masked: masked_word_loss, bits_per_byte.
+    with different tokenizers are compared on whole words, chosen by a hash of the text: masked_word_loss, bits_per_byte (see `notes`).
     `output` keeps metrics.json, flips.jsonl, the records of both and report.html; `policy` and the others are those of `evaluate`.
     Raises: ConfigError, DataError, CheckpointError, TokenizerError.
     """

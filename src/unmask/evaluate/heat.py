@@ -82,7 +82,11 @@ def scored_texts(rows: Iterable[Mapping[str, Any]], count: int, method: str) -> 
     for row in rows:
         tokens, joined = running_text(map(str, row["tokens"]))
         known = [value for value in row["log_probs"] if value is not None]
-        mean = f"{-sum(known) / len(known):.2f} nats a token over {len(known):,} tokens" if known else "no token was scored"
+        mean = (
+            f"{-sum(known) / len(known):.2f} nats a token over {len(known):,} token{'s'[: len(known) > 1]}"
+            if known
+            else "no token was scored"
+        )
         name = f"{escape(str(row['id']))}: " if row.get("id") is not None else ""
         cards.append(f'<article>{heat_map(tokens, joined, row["log_probs"])}<p class="note">{name}{mean}</p></article>')
     if not cards:

@@ -31,7 +31,7 @@ code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: an
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
 .figures div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .75rem .9rem; }
 dt { color: var(--quiet); font-size: .8rem; }
-dd { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.3; }
+dd { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; font-weight: 650; letter-spacing: -.02em; line-height: 1.3; }
 dd small { display: block; font-size: .75rem; font-weight: 400; color: var(--quiet); letter-spacing: 0; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; }
 figure svg { width: 100%; height: auto; display: block; } figure text { font-family: inherit; } figcaption { margin: .5rem 0 0; }
@@ -68,7 +68,7 @@ details + details { margin-top: 1.25rem; }
   background: var(--grid); } .range i { position: absolute; top: 0; height: 100%; border-radius: .3rem; background: var(--quiet);
   min-width: 3px; } .range.good i { background: var(--good); } .range.bad i { background: var(--warm); }
 .range::after { content: ""; position: absolute; left: 50%; top: -.2rem; bottom: -.2rem; width: 1px; background: var(--ink); }
-.heat { line-height: 1.9; overflow-wrap: anywhere; } .heat span { border-radius: .25em .25em 0 0; padding: .12em .18em;
+.heat { line-height: 1.9; overflow-wrap: anywhere; } .heat span { border-radius: .25em .25em 0 0; padding: .12em 0;
   border-bottom: 2px solid var(--heat); background: color-mix(in srgb, var(--heat) var(--h), transparent); }
 .legend { display: inline-block; vertical-align: middle; width: 8rem; height: .7rem; border-radius: .3rem; margin: 0 .4rem;
   background: linear-gradient(to right, transparent, color-mix(in srgb, var(--heat) 75%, transparent)); }

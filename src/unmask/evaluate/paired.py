@@ -98,4 +98,4 @@ def verdict(name: str, found: Difference, *, margin: float, lower_is_better: boo
 
 def signed(value: float) -> str:
     """Return a difference as a reader wants it: with its sign, four digits."""
-    return f"{value:+.4f}" if abs(value) < 10 else f"{value:+,.1f}"
+    return f"{value:+.4f}" if abs(value) < 100 else f"{value:+,.1f}"

@@ -29,9 +29,9 @@ AROUND = 40  # tokens of text kept on each side of a flipped one
 AROUND_CHARS = 200
 
 WORD_DEFINITIONS = {
-    "masked_word_loss": "mean over hidden words of the negative log-probability of their pieces, all hidden at once and added up, in nats",
+    "masked_word_loss": "mean over hidden words of the negative log-probability, a word's pieces guessed from left to right, in nats",
     "masked_word_perplexity": "exponential of masked_word_loss; not the perplexity of a model that reads from left to right",
-    "masked_word_accuracy": "share of hidden words all of whose pieces are the most probable prediction",
+    "masked_word_accuracy": "share of hidden words each of whose pieces, those before it given, is the most probable prediction",
     "bits_per_byte": "sum of the losses of the hidden words in bits, over the UTF-8 bytes of their text",
 }
 _END = re.compile(r"[.!?…。！？](?=\s|$)|\n")
@@ -127,13 +127,13 @@ def words(
     slice_by: str | None,
     resamples: int,
     watch: Callable[[Answered], None] | None = None,
-    left_to_right: bool = False,
+    left_to_right: bool = True,
     **reading: Any,
 ) -> Pairs:
-    """Return what two models with different tokenizers say of the same hidden words, all pieces of a word hidden at once.
+    """Return what two models with different tokenizers say of the same hidden words, all pieces of a word hidden.
 
-    The log-probability of a word is the sum over its pieces, none of which sees another: per word and per byte of the text it compares.
-    With `left_to_right` each piece is guessed with those before it in view. `watch` is shown every document with its words.
+    The log-probability of a word is the sum over its pieces, each guessed with those before it in view (the chain rule): per word and per
+    byte of the text it compares. Without `left_to_right` no piece sees another. `watch` is shown every document with its words.
     """
     sides = tuple(Side(engine, tokenizer, max_length) for engine, tokenizer in models)
     folds = [folding(tokenizer) for _, tokenizer in models]
@@ -288,9 +288,9 @@ class _Table:
 
     def _notes(self, folds: list[tuple[bool, bool]]) -> list[str]:
         notes = [
-            "The tokenizers differ, so whole words are compared: both models see the same words hidden, a word counts as the sum of the "
-            "log-probabilities of its pieces, all of them hidden at once. A model that cuts a word into more pieces has to guess more of "
-            "them without seeing one beside the other."
+            "The tokenizers differ, so whole words are compared: the same words are hidden from both models, and a word counts as the sum "
+            "of the log-probabilities of its pieces, guessed from left to right. The loss of a token, of which each model has its own, would "
+            "not compare."
         ]
         for part, what, more in ((0, "makes capitals small", "capitals"), (1, "takes accents away", "accents")):
             if folds[0][part] != folds[1][part]:

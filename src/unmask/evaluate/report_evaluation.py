@@ -89,7 +89,9 @@ def shown(name: str, value: float | None) -> str:
     """Return a number as a reader wants it: a share in per cent."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if name.endswith(SHARES) else f"{value:,.1f}" if "perplexity" in name else f"{value:.3f}"
+    if "perplexity" in name:
+        return f"{value:,.1f}" if value < 1e6 else f"{value:.3g}"
+    return f"{value:.1%}" if name.endswith(SHARES) else f"{value:.3f}"
 
 
 def between(name: str, row: Mapping[str, Any]) -> str:
