@@ -230,6 +230,15 @@ def test_weights_that_are_no_numbers(model, tokenizer, file):
         measure(Engine(broken), open_text(file, tokenizer))
 
 
+def test_logits_of_numpy_give_the_same(model, tokenizer, file, records):
+    """A backend without torch answers in numpy's arrays."""
+    engine = Engine(model)
+    run = engine.run
+    engine.run = lambda requests, reduce, labelled: run(requests, lambda x, y: reduce(x.numpy(), y.numpy()), labelled=labelled)
+    other = measure(engine, open_text(file, tokenizer), max_length=64)
+    assert all((getattr(records, name) == getattr(other, name)).all() for name in COLUMNS)
+
+
 def test_documents_that_cannot_be_masked_are_counted(model, tokenizer, tmp_path):
     file = write(tmp_path / "c.jsonl", ["ЖЖЖ", *sentences(3), "\u200b", "ЖЖЖ ЖЖЖ"])
     found = unmask.evaluate(model, file, tokenizer=tokenizer)

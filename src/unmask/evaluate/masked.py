@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.frozen import EVAL_SEED, POLICIES, Frozen, frozen_documents
 from ..data.loader import Packer
@@ -36,7 +35,7 @@ class _Group:
     documents: dict[str, Any]
     requests: list[Request]
     num_tokens: int
-    results: list[tuple[Tensor, ...]] = field(default_factory=list)
+    results: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
 
 def measure(
@@ -107,7 +106,8 @@ def measure(
         return writer.finish(
             {
                 "policy": policy, "mlm_probability": POLICIES[policy].mlm_probability, "views": views, "seed": seed, "max_length": length,
-                "precision": engine.precision.name, "tokenizer_hash": text.store.tokenizer_hash, "vocab_size": text.store.vocab_size,
+                "precision": str(getattr(engine.precision, "name", engine.precision)),
+                "tokenizer_hash": text.store.tokenizer_hash, "vocab_size": text.store.vocab_size,
                 "frequencies": "this text" if frequencies is None else "another text", "slice_by": text.slice_by, "part": list(part),
                 **(info or {}),
             }
@@ -140,8 +140,13 @@ def token_bytes(tokenizer: Any) -> np.ndarray:
     return sizes
 
 
-def _look(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is kept of logits (N, V): log-probability of the label and confidence (N, 2); predicted id and label's rank."""
+def _look(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is kept of logits (N, V): log-probability of the label and confidence (N, 2); predicted id and label's rank (N, 2).
+
+    Logits and labels are tensors of torch, or numpy's arrays from a backend without it.
+    """
+    if isinstance(logits, np.ndarray):
+        logits, labels = torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))
     numbers = torch.empty(len(labels), 2, device=logits.device)
     places = torch.empty(len(labels), 2, dtype=torch.int64, device=logits.device)
     on_cpu = logits.device.type == "cpu"
@@ -157,7 +162,7 @@ def _look(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # of equals the others come first, lest a model that knows nothing looks as if it knew all; the first of all is what was predicted
         rank = torch.ge(part, part.gather(1, label), out=better[: len(part)]).sum(1, keepdim=True).long()
         places[chunk, :1], places[chunk, 1:] = best, torch.where(best == label, 1, rank)
-    return numbers.cpu(), places.cpu()
+    return numbers.cpu().numpy(), places.cpu().numpy()
 
 
 def _group(packer: Packer, text: Text, drawn: tuple[Frozen, ...], first: int, tables: Mapping[str, np.ndarray]) -> _Group:
@@ -230,7 +235,7 @@ def _write(writer: RecordsWriter, group: _Group) -> None:
 
 
 def _write_rows(writer: RecordsWriter, group: _Group) -> None:
-    numbers, places = (torch.cat([result[i] for result in group.results]).numpy() for i in range(2))
+    numbers, places = (np.concatenate([result[i] for result in group.results]) for i in range(2))
     if not np.isfinite(numbers).all():
         raise CheckpointError("the model answers with what is no number (NaN): its weights are damaged; take another copy of it")
     writer.add(**group.rows, log_prob=numbers[:, 0], confidence=numbers[:, 1], predicted=places[:, 0], rank=places[:, 1])

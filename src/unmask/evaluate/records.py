@@ -134,13 +134,17 @@ class Records:
                 f"with part = (0, {count}) to ({count - 1}, {count}), in this order"
             )
         bounds = [np.searchsorted(part.document, np.arange(part.num_documents + 1)) for part in parts]
+        tables = [part.documents.to_pydict() for part in parts]
         with RecordsWriter(folder) as writer:
+            whole: dict[str, list[Any]] = {name: [] for name, _ in _DOCUMENT_SCHEMA}
             for document in range(sum(part.num_documents for part in parts)):  # part k has every n-th document from k on
-                part, row = parts[document % count], document // count
-                rows = slice(*bounds[document % count][row : row + 2])
-                columns = {name: getattr(part, name)[rows] for name in COLUMNS}
+                row, which = divmod(document, count)
+                rows = slice(*bounds[which][row : row + 2])
+                columns = {name: getattr(parts[which], name)[rows] for name in COLUMNS}
                 writer.add(**{**columns, "document": np.full(rows.stop - rows.start, document)})
-                writer.add_documents({name: part.documents.column(name)[row : row + 1].to_pylist() for name, _ in _DOCUMENT_SCHEMA})
+                for name, values in whole.items():
+                    values.append(tables[which][name][row])
+            writer.add_documents(whole)
             return writer.finish(infos[0])
 
 
