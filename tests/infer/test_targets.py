@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, ModernBertConfig, RobertaConfig
 
 from unmask.data.tokenizer import load_tokenizer, special_ids, train_tokenizer
 from unmask.errors import TaskError
+from unmask.infer.backends.torch import TorchBackend
 from unmask.infer.engine import Engine
 from unmask.infer.load import load
 from unmask.infer.targets import Question, score_targets
@@ -170,6 +172,32 @@ def test_long_texts_see_a_window_around_the_mask(folders):
     assert "there is room for 62" in answer.targets[0].error
     with pytest.raises(TaskError, match="no room"):
         ask(folders["bert"], Question("[MASK]", ["judge"]), max_length=2)
+
+
+class OutOfMemory(TorchBackend):
+    """A backend on which no two sequences fit at once, and whose logits are numpy's, as those of an export."""
+
+    def forward(self, batch):
+        if len(batch) > 1:
+            raise MemoryError("two are too many")
+        return super().forward(batch).numpy()
+
+    def labels(self, batch):
+        return np.asarray(batch.labels)
+
+    def is_out_of_memory(self, error):
+        return isinstance(error, MemoryError)
+
+
+def test_other_backends_and_halved_passes(folders):
+    model, tokenizer = load(folders["bert"], device="cpu")
+    questions = [Question("The [MASK] calls.", TARGETS), Question("A [MASK].", ["judge", "nurse", "☃"]), Question("[MASK] judge", ["a"])]
+    expected = list(score_targets(Engine(model), tokenizer, questions))
+    found = list(score_targets(Engine(OutOfMemory(model, "fp32")), tokenizer, questions))
+    for one, other in zip(expected, found, strict=True):
+        for score, again in zip(one.targets, other.targets, strict=True):
+            assert score.log_probs == pytest.approx(again.log_probs, abs=1e-5) and score.ranks == again.ranks
+            assert score.predicted == again.predicted and score.error == again.error
 
 
 def test_batches_change_nothing(folders):

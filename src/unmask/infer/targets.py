@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..data.tokenizer import frame, special_ids
 from ..data.words import Surfaces
 from ..errors import TaskError
-from .engine import Engine, Request
+from .arrays import is_numpy, log_normalizer, to_numpy
+from .request import Request
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+    from .engine import Engine
 
 CHUNK = 256  # texts tokenized at a time
 TAIL = 256  # characters before a mask that decide how a target is cut into pieces
@@ -109,7 +111,7 @@ class _Item:
     right: list[int] = field(default_factory=list)
     pieces: list[list[int] | Fault] = field(default_factory=list)  # of each target: its ids, or what is wrong with it
     nodes: dict[Node, dict[int, int]] = field(default_factory=dict)
-    results: list[tuple[Tensor, ...]] = field(default_factory=list)
+    results: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
 
 def mask_marker(tokenizer: Any) -> re.Pattern[str]:
@@ -143,7 +145,10 @@ class _Asker:
         self.room = min(limits) - len(self.prefix) - len(self.suffix) if limits else None
         if self.room is not None and self.room < 1:
             raise TaskError(f"max_length = {max_length} leaves no room beside {len(self.prefix) + len(self.suffix)} special tokens")
-        self.wanted: list[Tensor] = []  # by the label of a request: the ids that are asked for there
+        self.barred = np.zeros(len(tokenizer), np.float32)  # special tokens are no answers
+        self.barred[list(self.specials.all)] = -np.inf
+        self.wanted: list[list[int]] = []  # by the label of a request: the ids that are asked for there
+        self.width = 0  # of the longest of these lists
 
     def run(self, questions: Iterable[Question]) -> Iterator[Answered]:
         # one sitting of the engine a chunk: what is wanted is numbered anew, and nothing piles up
@@ -152,6 +157,7 @@ class _Asker:
             items = self._prepare(chunk)
             self.wanted.clear()
             nodes = [(item, node) for item in items for node in item.nodes]
+            self.width = max((len(item.nodes[node]) for item, node in nodes), default=0)
             results = self.engine.run((self._request(item, node) for item, node in nodes), self._look, labelled=True)
             for (item, _), result in zip(nodes, results, strict=True):
                 item.results.append(result)
@@ -272,25 +278,32 @@ class _Asker:
             num_left = spare - num_right
             left, right = left[len(left) - num_left :], right[:num_right]
         masks = [self.specials.mask] * (count - len(filled))
-        self.wanted.append(torch.tensor(list(item.nodes[node]), device=self.engine.device))
+        self.wanted.append(list(item.nodes[node]))
         place = len(self.prefix) + len(left) + len(filled)
         return Request([*self.prefix, *left, *filled, *masks, *right, *self.suffix], [place], [len(self.wanted) - 1])
 
-    def _look(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _look(self, logits: Any, labels: Any) -> tuple[np.ndarray, ...]:
         """Return of each row the log-probabilities and the ranks of the ids that are wanted there, padded, and the likeliest token."""
-        wanted = torch.nn.utils.rnn.pad_sequence([self.wanted[label] for label in labels.tolist()], batch_first=True)
-        values = logits.gather(1, wanted)
-        log_probs = values - logits.logsumexp(-1, keepdim=True)
-        # special tokens, and the rows that round the size of a model up, are no answers
-        ordinary = logits[:, : len(self.tokenizer)].index_fill(1, torch.tensor(self.specials.all, device=logits.device), -torch.inf)
-        columns = max(1, CHUNK_ELEMENTS // ordinary.shape[1])
-        ranks = torch.empty_like(wanted)
-        for row, label in enumerate(labels.tolist()):
-            count = len(self.wanted[label])
-            for first in range(0, count, columns):
-                part = slice(first, min(first + columns, count))
-                ranks[row, part] = (ordinary[row] >= values[row, part, None]).sum(-1)
-        return log_probs.cpu(), ranks.cpu(), ordinary.argmax(-1).cpu()
+        lists = [self.wanted[label] for label in labels.tolist()]
+        ids = np.zeros((len(lists), self.width), np.int64)
+        for row, wanted in enumerate(lists):
+            ids[row, : len(wanted)] = wanted
+        if is_numpy(logits):
+            barred: Any = self.barred
+            values = np.take_along_axis(logits, ids, 1)
+        else:
+            import torch  # here, so that an export runs without torch
+
+            barred, places = (torch.from_numpy(array).to(logits.device) for array in (self.barred, ids))
+            values = logits.gather(1, places)
+        ordinary = logits[:, : len(barred)] + barred  # without the rows that round the size of a model up
+        columns = max(1, CHUNK_ELEMENTS // len(barred))
+        ranks = np.zeros(ids.shape, np.int64)
+        for row, wanted in enumerate(lists):
+            for first in range(0, len(wanted), columns):
+                part = slice(first, min(first + columns, len(wanted)))
+                ranks[row, part] = to_numpy((ordinary[row] >= values[row, part, None]).sum(-1))
+        return to_numpy(values - log_normalizer(logits)), ranks, to_numpy(ordinary.argmax(-1))
 
     # results to scores
 
@@ -301,7 +314,7 @@ class _Asker:
         pairs = zip(item.question.targets, item.pieces, strict=True)
         return Answered(item.question, tuple(self._score(item, target, ids, found) for target, ids in pairs), item.truncated)
 
-    def _score(self, item: _Item, target: str, ids: list[int] | Fault, found: dict[Node, tuple[Tensor, ...]]) -> TargetScore:
+    def _score(self, item: _Item, target: str, ids: list[int] | Fault, found: dict[Node, tuple[np.ndarray, ...]]) -> TargetScore:
         if isinstance(ids, Fault):
             return TargetScore(target, error=ids.message, reason=ids.reason)
         log_probs, ranks, predicted = [], [], []
