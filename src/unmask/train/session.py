@@ -103,9 +103,10 @@ class Session:
         self.step_loss = step_loss_of(setup)
         self.info: dict[str, Any] = {}  # what a checkpoint says beside the counters of the state
         self.metrics: dict[str, Any] | None = None  # of the last evaluation
+        self.last_evaluation = self.last_save = (0, 0.0)
         if found is not None:
             self.restore(found)
-        self.last_save = self.last_evaluation = self.now()
+        self.last_save = self.now()
         self.log = RunLog(folder, step=self.state.step, config=self.config)
         self.stop = StopRequest()
         compiled = compile_layers(self.config.compile, setup.model, self.try_backward, self.log.notice)
@@ -203,7 +204,7 @@ class Session:
         if self.setup.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.setup.device)
         info = {name: getattr(state, name) for name in COUNTERS}
-        info |= {"progress": state.progress(self.config), "session": self.info}
+        info |= {"progress": state.progress(self.config), "last_evaluation": self.last_evaluation, "session": self.info}
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = info["heldout"]["masked_loss"] if info["heldout"] else None
         self.checkpoints.save(state.step, lambda folder: save_model(state.model, self.setup.tokenizer, folder), tensors, info, loss=loss)
@@ -223,6 +224,9 @@ class Session:
         if self.setup.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.setup.device)
         self.metrics = info.get("heldout")
+        # the evaluations to come are those that would have come, and so is the best checkpoint; a longer budget has made the progress less
+        step, progress = info.get("last_evaluation", self.now())
+        self.last_evaluation = (step, min(progress, self.now()[1]))
 
     def finish(self) -> dict[str, Any]:
         """Write RUN/model and RUN/metrics.json, and return the metrics."""
