@@ -51,6 +51,11 @@ def test_the_text_of_a_corpus_is_measured_as_the_corpus_is(run, corpus):
     assert raw["num_documents"] == len(unmask.TokenStore.open(corpus / "heldout"))
 
 
+def test_slices_of_a_corpus(run, corpus):
+    found = unmask.evaluate(run.folder, slice_by="source", resamples=0)
+    assert [(row["name"], row["count"]) for row in found["slices"]["source"]] == [("texts.txt", found["num_masked_tokens"])]
+
+
 def test_frequencies_of_the_training_text(run, corpus):
     own, trained = unmask.evaluate(run.folder, resamples=0), unmask.evaluate(run.folder, frequencies=corpus, resamples=0)
     assert own["masked_loss"] == trained["masked_loss"]

@@ -107,7 +107,8 @@ def _of_corpus(folder: Path, tokenizer: Any, slice_by: str | None, reading: dict
             rows = [json.loads(line) for line in lines]
         if [row["id"] for row in rows] != [store.document_id(document) for document in range(len(store))]:
             raise DataError(f"'{beside}' does not list the documents of '{folder}'; pack the text again")
-        _set_slices(text, [row.get(slice_by) for row in rows], sorted({key for row in rows for key in row} - {"id", "text"}))
+        values = [_field(Document("", row["id"], row["source"], row), slice_by) for row in rows]
+        _set_slices(text, values, sorted({key for row in rows for key in row} - {"id", "text"}))
     return text
 
 
@@ -147,7 +148,7 @@ def _of_files(sources: Sequence[str | Path], tokenizer: Any, slice_by: str | Non
 
 
 def _field(document: Document, name: str) -> Any:
-    return document.meta.get(name, Path(document.source).name if name == "source" else None)
+    return Path(document.source).name if name == "source" else document.meta.get(name)
 
 
 def _set_slices(text: Text, values: Sequence[Any], fields: Sequence[str]) -> None:
