@@ -36,7 +36,9 @@ def test_json_is_what_python_gives(tiny_bert, capsys):
     row = json.loads(out)
     assert row == fill(tiny_bert, text, top_k=4).to_dict()
     assert row["text"] == text and row["truncated"] is False and [len(mask) for mask in row["masks"]] == [4, 4]
-    assert set(row["masks"][0][0]) == {"token", "token_id", "score", "sequence", "start", "joined"}
+    keys = {"token", "token_id", "score", "sequence", "start", "joined", "word", "log_prob", "token_ids", "error"}
+    assert set(row) == {"text", "truncated", "masks", "joint"} and set(row["masks"][0][0]) == keys
+    assert set(row["joint"][0]) == {"tokens", "token_ids", "score", "log_prob", "sequence", "starts"}
 
 
 def test_table_on_a_terminal(tiny_bert, capsys, monkeypatch):

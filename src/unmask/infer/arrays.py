@@ -44,3 +44,10 @@ def top_k(logits: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     values = np.take_along_axis(logits, ids, -1)
     order = np.argsort(-values, axis=-1, kind="stable")
     return np.take_along_axis(values, order, -1), np.take_along_axis(ids, order, -1)
+
+
+def log_probs_at(logits: Any, labels: Any) -> np.ndarray:
+    """Return the log-probability of a label in each row, as numpy's. Shapes: logits (N, V), labels (N,), returns (N,)."""
+    if is_numpy(logits):
+        return logits[np.arange(len(labels)), labels] - log_normalizer(logits)[:, 0]
+    return to_numpy(logits.gather(1, labels[:, None])[:, 0] - log_normalizer(logits)[:, 0])

@@ -2,252 +2,309 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ..data.tokenizer import frame, load_tokenizer, special_ids
-from ..data.words import Surfaces
 from ..errors import TaskError
+from ..infer.arrays import log_normalizer, top_k
+from ..infer.backends import Backend
+from ..infer.engine import Engine
+from .allowed import Allowed, Kind
+from .filled import Candidate, Combination, Filled, whole_word
+from .joint import Blanks, Filling, Search
+from .masked_text import MaskedText, MaskedTexts, Text
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
-    from ..infer.engine import Request
+    from ..infer.request import Request
+
+__all__ = ["Candidate", "Combination", "FillOptions", "Filled", "Filler", "fill"]
 
 CHUNK = 256  # texts tokenized at a time
+DEEP = 64  # texts filled jointly at a time
+NO_NUMBERS = "the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One token that may stand at a mask: its text, its id, its probability, and the text with the mask filled (other masks stay).
+class FillOptions:
+    """How masks are filled.
 
-    `start` is where in `sequence` the token begins; `joined` is True where it goes on with what precedes it, without a space.
+    top_k: candidates a mask.
+    independent: do not fill the masks of one text together as well.
+    targets: what to score instead of what the model expects, in this order: a list for every mask, or a list of lists, one a mask.
+    renormalize: scores are shares among the targets, not of all that so many tokens can say.
+    vocabulary: only these words may stand at a mask.
+    whole_words: only whole words, and no punctuation.
+    no_subwords: nothing that goes on with the word before it.
+    max_pieces: a blank (`___`, not a mask token) is filled by whole words of one to so many tokens.
+    beam: how many joint fillings are followed at a time.
     """
 
-    token: str
-    token_id: int
-    score: float
-    sequence: str
-    start: int
-    joined: bool = False
+    top_k: int = 5
+    independent: bool = False
+    targets: Sequence[str] | Sequence[Sequence[str]] | None = None
+    renormalize: bool = False
+    vocabulary: Sequence[str] | None = None
+    whole_words: bool = False
+    no_subwords: bool = False
+    max_pieces: int = 1
+    beam: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_pieces", "beam"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TaskError(f"{name} = {value}; at least 1")
+        for name in ("targets", "vocabulary"):
+            value = getattr(self, name)
+            if isinstance(value, str) or (value is not None and not len(value)):
+                raise TaskError(f"{name} = {value!r}; give a list of words")
+        if self.targets is not None and (self.vocabulary is not None or self.max_pieces > 1 or self.whole_words or self.no_subwords):
+            raise TaskError("targets say what to score: vocabulary, whole_words, no_subwords and max_pieces do not go with them")
+        if self.vocabulary is not None and (self.whole_words or self.no_subwords or self.max_pieces > 1):
+            raise TaskError("a vocabulary says what may stand at a mask: whole_words, no_subwords and max_pieces do not go with it")
+        if self.renormalize and self.targets is None:
+            raise TaskError("renormalize = True shares one among the targets; give targets")
 
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A text with, for each of its masks, the candidates in order of their probability; `error` says why there are none.
+    @property
+    def kind(self) -> Kind:
+        """Which tokens may stand at a mask."""
+        return "whole_words" if self.whole_words else "no_subwords" if self.no_subwords else "ordinary"
 
-    `truncated` is True where the model saw a window around each mask only, because the text has more tokens than it has positions.
-    """
-
-    text: str
-    masks: tuple[tuple[Candidate, ...], ...] = ()
-    truncated: bool = False
-    error: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, mask: int) -> tuple[Candidate, ...]:
-        return self.masks[mask]
-
-    def __iter__(self) -> Iterator[tuple[Candidate, ...]]:
-        return iter(self.masks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `unmask fill --json` prints."""
-        if self.error is not None:
-            return {"text": self.text, "error": self.error}
-        return {"text": self.text, "truncated": self.truncated, "masks": [[asdict(candidate) for candidate in mask] for mask in self.masks]}
-
-
-@dataclass(slots=True)
-class _Item:
-    """A text on its way through the engine."""
-
-    text: str
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    results: list[tuple[Tensor, ...]] = field(default_factory=list)
-    truncated: bool = False
-    error: str | None = None
+    @property
+    def width(self) -> int:
+        """The beam, whose default grows with what is asked for."""
+        return self.beam or max(8, 2 * self.top_k)
 
 
 class Filler:
     """Fills masks with a masked language model; `options` go to the Engine.
 
-    `<mask>`, `[MASK]`, `___` (three underscores or more) and the tokenizer's own mask token all mean a mask.
+    `<mask>`, `[MASK]`, `___` (three underscores or more) and the tokenizer's own mask token all mean a mask. Threads may share a Filler.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, max_length: int | None = None, **options: Any) -> None:
-        from ..infer.engine import Engine
-        from ..model.load import check_fit
+    def __init__(self, model: PreTrainedModel | Backend, tokenizer: Any, *, max_length: int | None = None, **options: Any) -> None:
+        if not isinstance(model, Backend):
+            from ..model.load import check_fit
 
-        check_fit(model, tokenizer, max_length)
+            check_fit(model, tokenizer, max_length)
         self.engine = Engine(model, **options)
         self.tokenizer = tokenizer
-        self.specials = special_ids(tokenizer)
-        self.surfaces = Surfaces(tokenizer)
-        self.prefix, self.suffix = frame(tokenizer)
         limits = [limit for limit in (self.engine.max_length, max_length) if limit is not None]
         self.max_length = min(limits) if limits else None
-        if self.max_length is not None and self.max_length <= len(self.prefix) + len(self.suffix):
-            raise TaskError(f"max_length = {self.max_length} leaves no room beside {len(self.prefix) + len(self.suffix)} special tokens")
-        own = re.escape(tokenizer.mask_token)
-        # underscores between two letters are part of a name
-        self.marker = re.compile(rf"{own}|<mask>|\[MASK\]|(?<!_)(?:(?<![^\W_])_{{3,}}|_{{3,}}(?![^\W_]))(?!_)")
-        added = tokenizer.added_tokens_decoder.get(self.specials.mask)
-        self.takes_space = added is not None and added.lstrip
+        self.texts = MaskedTexts(tokenizer, self.max_length)
+        self.marker, self.specials = self.texts.marker, self.texts.specials
+        self.allowed = Allowed(self.texts)
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Filler:
-        """Return a Filler of a model folder or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Filler.
+        """Return a Filler of a model folder, an exported one or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Filler.
 
         Raises: CheckpointError, TokenizerError.
         """
-        import torch
+        from ..infer.backends import open_export
 
-        from ..model.load import check_folder, load_model
+        exported = open_export(name_or_path)
+        if exported is not None:
+            return cls(*exported, **options)
+        from ..infer.load import load
 
-        check_folder(str(name_or_path))
-        tokenizer = load_tokenizer(name_or_path)
-        model = load_model(name_or_path, tokenizer=tokenizer)
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if chosen.partition(":")[0] == "meta":
-            raise TaskError("device = 'meta' holds no numbers; allowed: auto, cpu, cuda, cuda:0 ...")
-        try:
-            model.to(torch.device(chosen))  # type: ignore[arg-type]
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise TaskError(f"device = {device!r} cannot be used: {reason}; allowed: auto, cpu, cuda, cuda:0 ...") from None
-        return cls(model, tokenizer, **options)
+        return cls(*load(name_or_path, device=device), **options)
 
     @overload
-    def fill(self, text: str, *, top_k: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
+    def fill(self, text: str, **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
     @overload
-    def fill(self, text: Iterable[str], *, top_k: int = 5) -> list[Filled]: ...
-    def fill(self, text: str | Iterable[str], *, top_k: int = 5) -> Filled | list[Filled]:
-        """Return for each mask of a text its likeliest tokens; a list for many texts. Masks of one text are filled apart from each other.
+    def fill(self, text: tuple[str, str], **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
+    @overload
+    def fill(self, text: Iterable[Text], **options: Any) -> list[Filled]: ...
+    def fill(self, text: Text | Iterable[Text], **options: Any) -> Filled | list[Filled]:
+        """Return for each mask of a text (a tuple of two is a pair) what may stand there; a list for many texts. `options`: FillOptions.
 
-        Scores are shares of the whole vocabulary; special tokens are not offered.
+        Scores are shares of the whole vocabulary; special tokens are not offered. Several masks of a text are filled each on its own,
+        and together in `joint`.
         Raises: TaskError for a text without a mask (in a list, its result says so in `error`).
         """
-        if isinstance(text, str):
-            (result,) = self.stream([text], top_k=top_k)
+        if isinstance(text, (str, tuple)):
+            (result,) = self.stream([text], **options)  # type: ignore[list-item]
             if result.error is not None:
                 raise TaskError(result.error)
             return result
-        return list(self.stream(text, top_k=top_k))
+        return list(self.stream(text, **options))
 
-    def stream(self, texts: Iterable[str], *, top_k: int = 5) -> Iterator[Filled]:
+    def stream(self, texts: Iterable[Text], **options: Any) -> Iterator[Filled]:
         """Yield a result for each of any number of texts, in order and in bounded memory; one that fails says why in `error`."""
-        import torch
+        wrong = sorted(set(options) - {field.name for field in fields(FillOptions)})
+        if wrong:
+            raise TaskError(
+                f"there is no option {wrong[0]!r} of filling; allowed: {', '.join(field.name for field in fields(FillOptions))}"
+            )
+        chosen = FillOptions(**options)
+        if chosen.targets is not None:
+            from .fill_targets import fill_targets
 
-        if top_k < 1:
-            raise TaskError(f"top_k = {top_k}; at least 1")
-        special = torch.tensor(self.specials.all, device=self.engine.device)
-        size = len(self.tokenizer)  # a model may have more rows, to round their number up
+            yield from fill_targets(self, texts, chosen)
+            return
+        waiting: list[tuple[MaskedText, Filled]] = []
+        for item, result in self._marginals(texts, chosen):
+            # what is filled further is done together, a number of texts at a time; the rest goes straight on
+            if waiting or (item.error is None and self._goes_on(item, chosen)):
+                waiting.append((item, result))
+                if len(waiting) < DEEP:
+                    continue
+                yield from self._deepen(waiting, chosen)
+                waiting = []
+            else:
+                yield result
+        yield from self._deepen(waiting, chosen)
 
-        def best(logits: Tensor) -> tuple[Tensor, ...]:
-            total = logits.logsumexp(-1, keepdim=True)
-            values, ids = logits[:, :size].index_fill(-1, special, -torch.inf).topk(min(top_k, size - len(special)), dim=-1)
-            return (values - total).exp().cpu(), ids.cpu()
+    def _marginals(self, texts: Iterable[Text], chosen: FillOptions) -> Iterator[tuple[MaskedText, Filled]]:
+        """Yield texts with each of their masks filled on its own."""
 
-        waiting: deque[_Item] = deque()
+        def best(logits: Any, labels: Any) -> tuple[Any, ...]:
+            values, ids = top_k(self.allowed.masked(logits - log_normalizer(logits), labels), min(chosen.top_k, logits.shape[1]))
+            return values, ids
+
+        waiting: deque[tuple[MaskedText, int]] = deque()
 
         def requests() -> Iterator[Request]:
             rest = iter(texts)
             while chunk := list(islice(rest, CHUNK)):
-                for item in self._prepare(chunk):
-                    waiting.append(item)
-                    yield from item.requests
+                for item in self.texts.read(chunk):
+                    made = [] if item.error is not None else self.texts.requests(item, self._sets(item, chosen))
+                    waiting.append((item, len(made)))
+                    yield from made
 
-        for result in self.engine.run(requests(), best):
-            while len(waiting[0].results) == len(waiting[0].requests):
-                yield self._finish(waiting.popleft())
-            waiting[0].results.append(result)
+        rows: list[tuple[list[float], list[int]]] = []
+        num_results = 0
+        for values, ids in self.engine.run(requests(), best, labelled=True):
+            while num_results == waiting[0][1]:
+                item = waiting.popleft()[0]
+                yield item, self._finish(item, rows)
+                rows, num_results = [], 0
+            rows += zip(values.tolist(), ids.tolist(), strict=True)
+            num_results += 1
         while waiting:
-            yield self._finish(waiting.popleft())
+            item = waiting.popleft()[0]
+            yield item, self._finish(item, rows)
+            rows = []
 
-    def _prepare(self, texts: list[str]) -> list[_Item]:
-        items = [self._parse(text) for text in texts]
-        good = [item for item in items if item.error is None]
-        marked = [self._with_mask_tokens(item) for item in good]
-        try:
-            encodings = self.tokenizer.backend_tokenizer.encode_batch(marked, add_special_tokens=False)
-        except Exception as error:  # tokenizers raises bare Exception, for the whole batch
-            raise TaskError(f"the tokenizer failed: {error}") from error
-        for item, encoding in zip(good, encodings, strict=True):
-            self._request(item, encoding.ids)
-        return items
+    def _sets(self, item: MaskedText, chosen: FillOptions) -> list[int]:
+        """Return the set of tokens that may stand at each mask of a text."""
+        masks = range(len(item.spans))
+        if chosen.vocabulary is None:
+            return [self.allowed.number(chosen.kind, item, mask) for mask in masks]
+        return [self.allowed.words(chosen.vocabulary, item, mask)[0] for mask in masks]
 
-    def _parse(self, text: str) -> _Item:
-        if not isinstance(text, str):
-            return _Item(str(text), error=f"a text is a string, not {text!r:.80}")
-        spans = [match.span() for match in self.marker.finditer(text)]
-        if spans:
-            return _Item(text, spans)
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        return _Item(text, error=f"there is no mask in {shown!r}; write [MASK], <mask> or ___ where a word is wanted")
+    def _finish(self, item: MaskedText, rows: list[tuple[list[float], list[int]]]) -> Filled:
+        if item.error is None and any(math.isnan(value) for values, _ in rows for value in values):
+            item.error = NO_NUMBERS
+        masks = []
+        for mask, (values, ids) in enumerate(rows if item.error is None else []):
+            masks.append(tuple(self.candidate(item, mask, (number,), value) for value, number in zip(values, ids, strict=True)
+                               if value > -math.inf))  # fmt: skip
+        return self.result(item, masks)
 
-    def _with_mask_tokens(self, item: _Item) -> str:
-        parts, end = [], 0
-        for start, stop in item.spans:
-            before = item.text[end:start]
-            # in a vocabulary that keeps the space with the word, the mask stands for both
-            parts.append(before.rstrip(" ") if self.surfaces.marks_spaces and not self.takes_space else before)
-            parts.append(self.tokenizer.mask_token)
-            end = stop
-        text = "".join([*parts, item.text[end:]])
-        return text.encode("utf-8", errors="replace").decode("utf-8")  # half a surrogate pair is no text
-
-    def _request(self, item: _Item, ids: list[int]) -> None:
-        from ..infer.engine import Request
-
-        places = [place for place, number in enumerate(ids) if number == self.specials.mask]
-        if len(places) != len(item.spans):
-            seen = f"the tokenizer sees {len(places)} masks where the text has {len(item.spans)}"
-            item.error = f"{seen}; write {self.tokenizer.mask_token} for each"
-            return
-        room = None if self.max_length is None else self.max_length - len(self.prefix) - len(self.suffix)
-        if room is None or len(ids) <= room:
-            item.requests = [Request([*self.prefix, *ids, *self.suffix], [place + len(self.prefix) for place in places])]
-            return
-        item.truncated = True
-        for place in places:
-            start = min(max(place - room // 2, 0), len(ids) - room)
-            window = [*self.prefix, *ids[start : start + room], *self.suffix]
-            item.requests.append(Request(window, [place - start + len(self.prefix)]))
-
-    def _finish(self, item: _Item) -> Filled:
+    def result(self, item: MaskedText, masks: Sequence[tuple[Candidate, ...]] = (), joint: Sequence[Combination] = ()) -> Filled:
+        """Return what a text comes back with."""
+        pair = item.parts[1] if len(item.parts) == 2 else None
         if item.error is not None:
-            return Filled(item.text, error=item.error)
-        masks: list[tuple[Candidate, ...]] = []
-        rows = [row for scores, ids in item.results for row in zip(scores.tolist(), ids.tolist(), strict=True)]
-        if any(score != score for scores, _ in rows for score in scores):
-            return Filled(
-                item.text, error="the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
-            )
-        for span, (scores, ids) in zip(item.spans, rows, strict=True):
-            masks.append(tuple(self._candidate(item.text, span, number, score) for score, number in zip(scores, ids, strict=True)))
-        return Filled(item.text, tuple(masks), item.truncated)
+            return Filled(item.parts[0], error=item.error, pair=pair)
+        return Filled(item.parts[0], tuple(masks), item.truncated, None, tuple(joint), pair)
 
-    def _candidate(self, text: str, span: tuple[int, int], number: int, score: float) -> Candidate:
-        token, joined = self.surfaces.text(number)
-        before, after = text[: span[0]], text[span[1] :]
-        near = before.rstrip(" ")
-        joined = joined and bool(near) and not near[-1].isspace()
-        if joined:
-            before = near
-        elif self.surfaces.marks_spaces and before and not before[-1].isspace():
-            before += " "
-        return Candidate(token, number, score, f"{before}{token}{after}", len(before), joined)
+    def candidate(self, item: MaskedText, mask: int, ids: Sequence[int], log_prob: float, score: float | None = None) -> Candidate:
+        """Return what stands at a mask when tokens are put there."""
+        texts, found = self.texts.render(item, {mask: ids})
+        start, token, joined = found[mask]
+        sequence = texts[item.spans[mask][0]]
+        word = whole_word(sequence, start, start + len(token))
+        score = math.exp(log_prob) if score is None else score
+        return Candidate(token, ids[0], score, sequence, start, joined, word, log_prob, tuple(ids))
+
+    # filling further
+
+    def _goes_on(self, item: MaskedText, chosen: FillOptions) -> bool:
+        return bool(self._blanks(item, chosen)) or self._is_joint(item, chosen) or chosen.vocabulary is not None
+
+    def _blanks(self, item: MaskedText, chosen: FillOptions) -> list[int]:
+        """Return which masks are filled by words of several pieces."""
+        return [mask for mask in range(len(item.spans)) if item.is_blank(mask)] if chosen.max_pieces > 1 else []
+
+    def _is_joint(self, item: MaskedText, chosen: FillOptions) -> bool:
+        return len(item.spans) > 1 and not chosen.independent and not self._blanks(item, chosen)
+
+    def _deepen(self, waiting: Sequence[tuple[MaskedText, Filled]], chosen: FillOptions) -> Iterator[Filled]:
+        search = Search(self.engine, self.texts, self.allowed, chosen.width)
+        together: dict[int, Blanks] = {}
+        words: dict[tuple[int, int], list[Blanks]] = {}
+        for number, (item, result) in enumerate(waiting):
+            if result.error is not None:
+                continue
+            if self._is_joint(item, chosen):
+                together[number] = Blanks(item, item.ids, item.num_first, item.places, self._sets(item, chosen))
+            for mask in self._blanks(item, chosen):
+                words[number, mask] = [self._word(item, mask, count) for count in range(1, chosen.max_pieces + 1)]
+        search.run([*together.values(), *(one for group in words.values() for one in group)])
+        for number, (item, result) in enumerate(waiting):
+            if result.error is not None:
+                yield result
+                continue
+            masks = list(result.masks)
+            for mask in self._blanks(item, chosen):
+                masks[mask] = self._words(item, mask, words[number, mask], chosen)
+            if chosen.vocabulary is not None:
+                masks, error = self._long_words(item, masks, chosen, joint=number in together)
+                item.error = error
+            joint = [self._combination(item, *pair) for pair in together[number].found[: chosen.top_k]] if number in together else []
+            yield self.result(item, masks, joint)
+
+    def _word(self, item: MaskedText, mask: int, count: int) -> Blanks:
+        """Return a mask as that many masks, to be filled by one whole word."""
+        place = item.places[mask]
+        ids = [*item.ids[:place], *[self.specials.mask] * count, *item.ids[place + 1 :]]
+        sets = [self.allowed.number("whole_words" if piece == 0 else "rest", item, mask) for piece in range(count)]
+        item.truncated = item.truncated or not self.texts.fits(item, count - 1)
+        num_first = item.num_first + (count - 1 if place < item.num_first else 0)
+        return Blanks(item, ids, num_first, list(range(place, place + count)), sets)
+
+    def _words(self, item: MaskedText, mask: int, group: Sequence[Blanks], chosen: FillOptions) -> tuple[Candidate, ...]:
+        """Return the likeliest words of any number of pieces, by their log-probability a piece."""
+        found = [pair for blanks in group for pair in blanks.found]
+        best = sorted(found, key=lambda pair: -pair[1] / len(pair[0]))[: chosen.top_k]
+        return tuple(self.candidate(item, mask, ids, log_prob) for ids, log_prob in best)
+
+    def _long_words(
+        self, item: MaskedText, masks: list[tuple[Candidate, ...]], chosen: FillOptions, *, joint: bool
+    ) -> tuple[list[tuple[Candidate, ...]], str | None]:
+        """Return the candidates of a vocabulary with its words of several pieces among them, by log-probability a piece."""
+        assert chosen.vocabulary is not None
+        long = [self.allowed.words(chosen.vocabulary, item, mask)[1] for mask in range(len(item.spans))]
+        if joint and any(long):
+            word = next(words[0] for words in long if words)
+            return (
+                masks,
+                f"{word!r} of the vocabulary has several pieces, which joint filling cannot place; leave it out, or fill independent",
+            )
+        from .fill_targets import score
+
+        for mask, words in enumerate(long):
+            if words:
+                scored = [one for one in score(self, item, mask, words) if one.error is None]
+                both = sorted([*masks[mask], *scored], key=lambda one: -one.log_prob / one.num_pieces)
+                masks[mask] = tuple(both[: chosen.top_k])
+        return masks, None
+
+    def _combination(self, item: MaskedText, ids: Filling, log_prob: float) -> Combination:
+        texts, found = self.texts.render(item, {mask: (number,) for mask, number in enumerate(ids)})
+        places = [found[mask] for mask in range(len(ids))]
+        tokens = tuple(token for _, token, _ in places)
+        return Combination(tokens, ids, math.exp(log_prob), log_prob, "\n".join(texts), tuple(start for start, _, _ in places))
 
 
 @lru_cache(maxsize=1)
@@ -256,16 +313,19 @@ def _cached(name: str, stamp: float) -> Filler:
 
 
 @overload
-def fill(model: str | Path | Filler, text: str, *, top_k: int = 5) -> Filled: ...  # type: ignore[overload-overlap]
+def fill(model: str | Path | Filler, text: str, **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
 @overload
-def fill(model: str | Path | Filler, text: Iterable[str], *, top_k: int = 5) -> list[Filled]: ...
-def fill(model: str | Path | Filler, text: str | Iterable[str], *, top_k: int = 5) -> Filled | list[Filled]:
+def fill(model: str | Path | Filler, text: tuple[str, str], **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
+@overload
+def fill(model: str | Path | Filler, text: Iterable[Text], **options: Any) -> list[Filled]: ...
+def fill(model: str | Path | Filler, text: Text | Iterable[Text], **options: Any) -> Filled | list[Filled]:
     """Return what a model folder, Hub id or Filler puts at the masks of a text, or of many (the last model named is kept loaded).
 
+    `options` are those of FillOptions: top_k, targets, vocabulary ...
     Raises: TaskError, CheckpointError, TokenizerError.
     """
     if isinstance(model, Filler):
-        return model.fill(text, top_k=top_k)
+        return model.fill(text, **options)  # type: ignore[arg-type]
     # a folder that was written anew is loaded anew
     stamps = [file.stat().st_mtime for file in Path(model).glob("*") if file.is_file()] if Path(model).is_dir() else []
-    return _cached(str(model), max(stamps, default=0.0)).fill(text, top_k=top_k)
+    return _cached(str(model), max(stamps, default=0.0)).fill(text, **options)  # type: ignore[arg-type]

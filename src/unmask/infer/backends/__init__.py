@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..request import Pack
@@ -43,3 +44,23 @@ class Backend(ABC):
 
     def release(self) -> None:  # noqa: B027  (most have nothing to give)
         """Give back what memory can be given back, after a pass that did not fit."""
+
+
+def is_export(name_or_path: str | Path) -> bool:
+    """Return whether a name is a folder with an exported model in it, and no weights of torch."""
+    path = Path(name_or_path).expanduser()
+    return path.is_dir() and any(path.glob("*.onnx")) and not any([*path.glob("*.safetensors*"), *path.glob("pytorch_model*.bin*")])
+
+
+def open_export(name_or_path: str | Path) -> tuple[Backend, Any] | None:
+    """Return the backend and the tokenizer of an exported model's folder, neither with torch nor transformers; None for anything else.
+
+    Raises: MissingExtra, CheckpointError, TokenizerError.
+    """
+    if not is_export(name_or_path):
+        return None
+    from ...data.plain import PlainTokenizer
+    from .onnx import OnnxBackend
+
+    path = Path(name_or_path).expanduser()
+    return OnnxBackend(path), PlainTokenizer.load(path)

@@ -59,7 +59,9 @@ class TorchBackend(Backend):
         return torch.from_numpy(batch.labels).to(self.device)
 
     def _batch(self, batch: Pack) -> PackedBatch:
-        types = None if batch.token_type_ids is None else torch.from_numpy(batch.token_type_ids)[None]
+        # an architecture without sentence types has no such input
+        typed = batch.token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 0) > 1
+        types = torch.from_numpy(batch.token_type_ids)[None] if typed else None
         return PackedBatch(
             input_ids=torch.from_numpy(batch.input_ids)[None],
             position_ids=torch.from_numpy(batch.position_ids + self.position_offset)[None],
