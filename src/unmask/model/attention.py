@@ -61,6 +61,18 @@ class Segments:
             start = stop
         self._cells = cells
 
+    def lone_rows(self) -> list[tuple[int, int, int]] | None:
+        """Return the runs of segments of one length, (first token, segments, length); None unless one row of each is read, on the CPU."""
+        if self.rows is None or self.rows.device.type != "cpu" or len(self.rows) != len(self.cu_seqlens) - 1:
+            return None
+        bounds, rows = self.cu_seqlens.numpy(), self.rows.numpy()
+        if (rows < bounds[:-1]).any() or (rows >= bounds[1:]).any():
+            return None
+        lengths = np.diff(bounds)
+        firsts = np.flatnonzero(np.diff(lengths, prepend=0))
+        counts = np.diff(firsts, append=len(lengths))
+        return [(int(bounds[first]), int(count), int(lengths[first])) for first, count in zip(firsts, counts, strict=True)]
+
     def index(self, heads: int) -> tuple[Tensor, Tensor]:
         """Return `gather` (P * heads,), which takes (T * heads) rows to blocks of (B, heads, L), and `scatter` (T * heads,), the way back.
 

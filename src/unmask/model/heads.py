@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.batch import PackedBatch
 from .attention import Segments, is_packed
+from .sharing import share_first_layer
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
     no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
     types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-    with only_rows(model, batch.label_positions, segments):
+    with only_rows(model, batch.label_positions, segments), share_first_layer(model, batch):
         output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments, **types)
     return output.logits[0]
 

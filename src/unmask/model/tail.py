@@ -9,17 +9,46 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from .attention import Segments
 
 
 def _post_norm(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:
     """BERT's layer: add and norm after attention, add and norm after the feed-forward block."""
-    context = layer.attention.self(hidden, attention_mask=attention_mask, **kwargs)[0]
-    attended = layer.attention.output(context.index_select(1, rows), hidden.index_select(1, rows))
+    context = _lone_queries(layer.attention.self, hidden, kwargs["segments"])
+    if context is None:
+        context = layer.attention.self(hidden, attention_mask=attention_mask, **kwargs)[0].index_select(1, rows)
+    attended = layer.attention.output(context, hidden.index_select(1, rows))
     return layer.feed_forward_chunk(attended)
+
+
+def _lone_queries(attention: Any, hidden: Tensor, segments: Segments) -> Tensor | None:
+    """Return what the one token that is read of each segment attends to, None where others are read too or gradients are wanted.
+
+    With one query a segment no token needs a key or a value: q (W_k h) = (q W_k) h, so the projections move from the tokens to the query
+    and to what it has seen. The key's bias adds the same to all scores of a query, and falls out.
+    Shapes: S segments; hidden (1, T, D), result (1, S, D).
+    """
+    runs = None if torch.is_grad_enabled() else segments.lone_rows()
+    if runs is None:
+        return None
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    query = attention.query(hidden[0].index_select(0, segments.rows)).view(-1, heads, size)
+    asked = torch.bmm(query.transpose(0, 1), attention.key.weight.view(heads, size, -1)).transpose(0, 1)
+    seen, segment = [], 0
+    for start, count, length in runs:
+        tokens = hidden[0, start : start + count * length].view(count, length, -1)
+        scores = torch.bmm(asked[segment : segment + count], tokens.transpose(1, 2)) * size**-0.5
+        seen.append(torch.bmm(torch.softmax(scores, -1), tokens))
+        segment += count
+    values = torch.bmm(torch.cat(seen).transpose(0, 1), attention.value.weight.view(heads, size, -1).transpose(1, 2))
+    return (values.transpose(0, 1).reshape(segment, -1) + attention.value.bias)[None]
 
 
 def _modernbert(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:
@@ -43,10 +72,15 @@ _LAYERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def layers_of(model: PreTrainedModel) -> Any:
+    """Return the list of layers of a model's body, None where it is not where it usually is."""
+    body = model.base_model
+    return getattr(getattr(body, "encoder", body), "layer", None) or getattr(body, "layers", None)
+
+
 def last_layer(model: PreTrainedModel) -> nn.Module | None:
     """Return the last layer of a model's body where its class is known and it is used once, else None."""
-    body = model.base_model
-    layers = getattr(getattr(body, "encoder", body), "layer", None) or getattr(body, "layers", None)
+    layers = layers_of(model)
     if layers is None or not len(layers) or type(layers[-1]).__name__ not in _LAYERS or getattr(model.config, "is_decoder", False):
         return None
     return layers[-1]
