@@ -13,7 +13,8 @@ from ..errors import ConfigError
 SHOWN = ("masked_loss", "masked_perplexity", "masked_accuracy", "top_5_accuracy", "top_10_accuracy", "mean_reciprocal_rank",
          "bits_per_byte", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall",
          "expected_calibration_error")  # fmt: skip
-SLICE_COLUMNS = ("masked_loss", "masked_accuracy", "top_10_accuracy", "bits_per_byte")
+# of a slice, with their names on a terminal, where lines may be short
+SLICE_COLUMNS = {"masked_loss": "loss", "masked_accuracy": "accuracy", "top_10_accuracy": "top 10", "bits_per_byte": "bits/byte"}
 ROWS = 20  # of a slice that are shown
 POLICY = {"corrupt": "80% [MASK], 10% a random token, 10% kept, as in training", "mask": "100% [MASK]"}
 
@@ -137,12 +138,12 @@ def show(metrics: dict[str, Any]) -> None:
     console.print(table)
     for dimension, rows in metrics.get("slices", {}).items():
         table = Table(box=box.SIMPLE_HEAD, title=Text(f"by {dimension}"), title_justify="left")
-        table.add_column("", min_width=14)
-        for name in ("count", "documents", *SLICE_COLUMNS):
+        table.add_column("", min_width=14, overflow="fold")
+        for name in ("count", "documents", *SLICE_COLUMNS.values()):
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows[:ROWS]:
             table.add_row(
-                Text(row["name"]), f"{row['count']:,}", f"{row['num_documents']:,}", *(number(row[n]["value"]) for n in SLICE_COLUMNS)
+                Text(row["name"]), f"{row['count']:,}", f"{row['num_documents']:,}", *(number(row[n]["value"], 4) for n in SLICE_COLUMNS)
             )
         console.print(table)
         if len(rows) > ROWS:
@@ -191,9 +192,9 @@ def about(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def number(value: float | None) -> str:
-    """Return a number with six digits."""
-    return "–" if value is None else f"{value:.6g}"
+def number(value: float | None, digits: int = 6) -> str:
+    """Return a number with six digits, or fewer."""
+    return "–" if value is None else f"{value:.{digits}g}"
 
 
 def between(row: dict[str, Any]) -> str:
