@@ -20,7 +20,8 @@ def run(*args, code=0):
 def test_plain_lines(tiny_bert, capsys):
     run(tiny_bert, "The ___ helps the [MASK] today.", "-k", 3)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "The ___ helps the [MASK] today." and lines[1] == "mask 1:" and lines[5] == "mask 2:" and len(lines) == 9
+    assert lines[0] == "The ___ helps the [MASK] today." and lines[1] == "mask 1:" and lines[5] == "mask 2:" and lines[9] == "together:"
+    assert len(lines) == 13 and all("[MASK]" not in line and "___" not in line for line in lines[10:])
     scores = [float(line.split()[0]) for line in lines[2:5]]
     assert scores == sorted(scores, reverse=True)
     assert all(line.rstrip().endswith("helps the [MASK] today.") for line in lines[2:5])
@@ -47,6 +48,10 @@ def test_table_on_a_terminal(tiny_bert, capsys, monkeypatch):
     run(tiny_bert, "The [MASK] says [bold]no[/bold].")
     out = capsys.readouterr().out
     assert "\x1b[" in out and "score" in out and "[bold]no[/bold]" in out  # the text of a user is no markup
+    run(tiny_bert, "The [MASK] says ___.", "--target", "judge", "--target", "☃")
+    run(tiny_bert, "The [MASK] says ___.", "--pair", "A [MASK].")
+    out = capsys.readouterr().out
+    assert "mask 2 of 3" in out and "together" in out and "becomes" in out
 
 
 def test_bulk_from_files_keeps_ids_and_goes_on_after_an_error(tiny_bert, tmp_path, capsys):
@@ -62,6 +67,24 @@ def test_bulk_from_files_keeps_ids_and_goes_on_after_an_error(tiny_bert, tmp_pat
     run(tiny_bert, "The [MASK].", "--data", tmp_path / "texts.jsonl", "-k", 1)
     out, err = capsys.readouterr()
     assert out.startswith("The [MASK].\n") and "texts.jsonl:3: ___" in out and "texts.jsonl:2: there is no mask" in err
+
+
+def test_targets_vocabulary_and_blanks(tiny_bert, tmp_path, capsys):
+    run(tiny_bert, "The [MASK] calls.", "--target", "judge", "--target", "nurses", "--target", "☃", "--json", "--renormalize")
+    (mask,) = json.loads(capsys.readouterr().out)["masks"]
+    assert [one["token"] for one in mask] == ["judge", "nurses", "☃"] and mask[2]["score"] is None and "☃" in mask[2]["error"]
+    assert sum(one["score"] for one in mask[:2]) == pytest.approx(1) and len(mask[1]["token_ids"]) > 1
+    run(tiny_bert, "The [MASK] calls.", "--target", "judge", "--target", "☃")
+    assert "none" in capsys.readouterr().out
+    (tmp_path / "words.txt").write_text("judge\nnurse\n\nteacher\n", encoding="utf-8")
+    run(tiny_bert, "The [MASK] calls.", "--vocabulary", tmp_path / "words.txt", "-k", 2)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    run(tiny_bert, "The ___ calls.", "--max-pieces", 2, "--json", "--pair", "The nurse helps.")
+    row = json.loads(capsys.readouterr().out)
+    assert row["pair"] == "The nurse helps." and all(one["word"] == one["token"] for one in row["masks"][0])
+    (tmp_path / "words.txt").write_text("\n", encoding="utf-8")
+    run(tiny_bert, "[MASK]", "--vocabulary", tmp_path / "words.txt", code=2)
+    assert "holds no word" in capsys.readouterr().err
 
 
 def test_standard_input(tiny_bert, capsys, monkeypatch):

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import TaskError
-from ..infer.arrays import is_numpy
 from ..infer.targets import Question, TargetScore, score_targets
 from .filled import Candidate, Filled, whole_word
 from .masked_text import MaskedText, Text
@@ -18,21 +17,6 @@ if TYPE_CHECKING:
     from .fill import Filler, FillOptions
 
 CHUNK = 256  # texts scored at a time
-
-
-class _Tensors:
-    """An engine whose logits are torch's, whatever its backend: what scores targets is written for those."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.max_length, self.device = engine, engine.max_length, engine.device
-
-    def run(self, requests: Any, reduce: Any, *, labelled: bool = False) -> Any:
-        import torch
-
-        def convert(*arrays: Any) -> Any:
-            return reduce(*(torch.from_numpy(array) if is_numpy(array) else array for array in arrays))
-
-        return self.engine.run(requests, convert, labelled=labelled)
 
 
 def fill_targets(filler: Filler, texts: Iterable[Text], chosen: FillOptions) -> Iterator[Filled]:
@@ -79,8 +63,7 @@ def _ask(filler: Filler, asked: Sequence[tuple[MaskedText, int, Sequence[str]]])
     """Return the candidates at each (text, mask), or what is wrong with the text."""
     pairs = [len(item.parts) > 1 for item, _, _ in asked]
     questions = (Question(item.parts[0], list(words), mask) for (item, mask, words), pair in zip(asked, pairs, strict=True) if not pair)
-    engine: Any = _Tensors(filler.engine)
-    answers = score_targets(engine, filler.tokenizer, questions, max_length=filler.max_length)
+    answers = score_targets(filler.engine, filler.tokenizer, questions, max_length=filler.max_length)
     found: list[tuple[Candidate, ...] | str] = []
     for (item, mask, _), pair in zip(asked, pairs, strict=True):
         if pair:

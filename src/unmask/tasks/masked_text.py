@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,14 +11,9 @@ from ..data.tokenizer import special_ids
 from ..data.words import Surfaces
 from ..errors import TaskError
 from ..infer.request import Request
+from ..infer.targets import mask_marker
 
 Text = str | tuple[str, str]
-
-
-def mask_marker(tokenizer: Any) -> re.Pattern[str]:
-    """Return what matches a mask in a text: `[MASK]`, `<mask>`, `___` (three underscores or more) and the tokenizer's own mask token."""
-    # underscores between two letters are part of a name
-    return re.compile(rf"{re.escape(tokenizer.mask_token)}|<mask>|\[MASK\]|(?<!_)(?:(?<![^\W_])_{{3,}}|_{{3,}}(?![^\W_]))(?!_)")
 
 
 @dataclass(slots=True)
