@@ -131,6 +131,8 @@ def refusals(tmp_path, corpus):
     yield ConfigError, "allowed: corrupt, mask", {"data": corpus, "policy": "bert"}
     yield ConfigError, "resamples = -1", {"data": corpus, "resamples": -1}
     yield ConfigError, "batch_tokens = 0", {"data": corpus, "batch_tokens": 0}
+    yield ConfigError, "^precision = 'fp8'; allowed: fp32, bf16, auto", {"data": corpus, "precision": "fp8"}
+    yield ConfigError, "^device = 'tpu'", {"data": corpus, "device": "tpu"}
     yield ConfigError, "predictions are written into a folder", {"data": corpus, "predictions": True}
 
 

@@ -114,26 +114,42 @@ def evaluate(
 def load(
     model: str | Path | PreTrainedModel, tokenizer: Any, *, precision: str, device: str, batch_tokens: int | None
 ) -> tuple[str, Engine, Any]:
-    """Return the name of a model, an engine that runs it, and its tokenizer; `device` is auto, cpu, cuda ..."""
+    """Return the name of a model (an exported one, too), an engine that runs it, and its tokenizer; `device` is auto, cpu, cuda ..."""
+    from ..infer.backends import open_export
     from ..infer.engine import Engine
     from ..model.load import check_fit, check_folder, load_model
     from ..train.setup import find_device
 
     if batch_tokens is not None and batch_tokens < 1:
         raise ConfigError(f"batch_tokens = {batch_tokens}; allowed: 1 or more")
-    if isinstance(model, (str, Path)):
-        folder = model_folder(model)
-        check_folder(str(folder))
-        tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer) if not hasattr(tokenizer, "get_vocab") else tokenizer
-        loaded, name = load_model(folder, tokenizer=tokenizer), str(model)
-    else:
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ConfigError(f"precision = {precision!r}; allowed: fp32, bf16, auto")
+    try:
+        place = find_device(device)
+    except ConfigError as error:  # a run's setting, to hear the message
+        raise ConfigError(str(error).removeprefix("train.")) from None
+    if not isinstance(model, (str, Path)):
         if tokenizer is None:
             raise ConfigError("a model that is given as an object needs its tokenizer beside it: evaluate(model, data, tokenizer=...)")
         check_fit(model, tokenizer)
-        loaded, name = model, str(getattr(model, "name_or_path", "") or type(model).__name__)
-    if isinstance(model, (str, Path)) or device != "auto":
-        loaded.to(find_device(device))  # type: ignore[arg-type]
-    return name, Engine(loaded, max_tokens=batch_tokens, precision=precision), tokenizer
+        if device != "auto":
+            model.to(place)  # type: ignore[arg-type]
+        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        return name, Engine(model, max_tokens=batch_tokens, precision=precision), tokenizer
+    folder = model_folder(model)
+    exported = open_export(folder)
+    if exported is None:
+        check_folder(str(folder))
+    if not hasattr(tokenizer, "get_vocab"):
+        tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer)
+    if exported is not None:
+        if precision == "bf16" or device not in ("auto", "cpu"):
+            which = f"precision = {precision!r}" if precision == "bf16" else f"device = {device!r}"
+            raise ConfigError(f"{which}: '{model}' is an exported model, which runs as it was exported, on the CPU; leave it out")
+        return str(model), Engine(exported[0], max_tokens=batch_tokens), tokenizer
+    loaded = load_model(folder, tokenizer=tokenizer)
+    loaded.to(place)  # type: ignore[arg-type]
+    return str(model), Engine(loaded, max_tokens=batch_tokens, precision=precision), tokenizer
 
 
 def model_folder(name: str | Path) -> str | Path:
