@@ -34,6 +34,7 @@ def compare(
     slice_by: Annotated[str | None, typer.Option(help="A field of the documents, or 'source': differences by its values.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,
     format: Annotated[str | None, typer.Option(help="txt, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column that holds the documents' ids.")] = None,
     encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
     layout: Annotated[str | None, typer.Option(help="Of text files: line, blank, file or auto.")] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
@@ -53,7 +54,7 @@ def compare(
         raise ConfigError(f"--show {show}; allowed: 0 or more")
     from ..evaluate.compare import compare as run
 
-    reading = {"text_column": text_column, "format": format, "encoding": encoding, "layout": layout}
+    reading = {"text_column": text_column, "format": format, "encoding": encoding, "layout": layout, "id_column": id_column}
     with Progress() as progress:
         found = run(
             a, b, data, metric=metric, margin=margin, policy=policy, views=views, seed=seed, max_length=max_length, slice_by=slice_by,

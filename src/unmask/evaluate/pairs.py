@@ -19,6 +19,7 @@ from ..data.words import Surfaces
 from ..errors import DataError
 from ..infer.engine import Engine
 from ..train.setup import is_packed
+from .heat import closed
 from .masked import measure, window_length
 from .metrics import DEFINITIONS, Estimates, estimates
 from .shared import SHARE, Answered, Side, ask
@@ -83,11 +84,14 @@ def tokens(
         document, place = int(a.document[row]), int(a.position[row])
         first, end = max(0, place - AROUND), min(int(store.lengths[order[document]]), place + AROUND + 1)
         ids = store.gather(order[document : document + 1], np.array([first]), np.array([end]))[0].tolist()
-        word, joined = surfaces.text(int(a.label[row]))
-        before = tokenizer.decode(ids[: place - first], clean_up_tokenization_spaces=False)
-        after = tokenizer.decode(ids[place - first + 1 :], clean_up_tokenization_spaces=False)
-        gap = "" if place + 1 >= end or surfaces.text(ids[place - first + 1])[1] else " "
-        shown = around(before.rstrip(" ") + ("" if joined or not before else " "), gap + after.lstrip(" "))
+        inside = place - first
+        near = [surfaces.text(number) for number in ids[max(0, inside - 1) : inside + 2]]
+        names, joined = [name for name, _ in near], [close for _, close in near]
+        joined = joined if surfaces.marks_spaces else closed(names, joined)
+        here = min(1, inside)
+        before, after = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:inside], ids[inside + 1 :]))
+        gaps = ["" if close else " " for close in [joined[here] or not before, *joined[here + 1 :], True][:2]]
+        shown = around(before.rstrip(" ") + gaps[0], names[here], gaps[1] + after.lstrip(" "))
         said = [
             {
                 "predicted": surfaces.text(int(side.predicted[row]))[0],
@@ -97,7 +101,7 @@ def tokens(
             for side in (a, b)
         ]
         where = {"document": a.document_id(document), "position": place, "view": int(a.view[row])}
-        return {**where, "before": shown[0], "token": word, "after": shown[1], "a": said[0], "b": said[1]}
+        return {**where, "before": shown[0], "token": names[here], "after": shown[1], "a": said[0], "b": said[1]}
 
     info = {key: value for key, value in a.info.items() if key not in ("precision", "part")}
     info |= {"num_empty": text.num_empty, "num_windows": int(a.numbers("num_windows").sum())}
@@ -105,12 +109,12 @@ def tokens(
     return Pairs("token", numbers_a, numbers_b, a.document, (a.correct, b.correct), (a.log_prob, b.log_prob), sentence, DEFINITIONS, info)
 
 
-def around(before: str, after: str) -> tuple[str, str]:
+def around(before: str, word: str, after: str) -> tuple[str, str]:
     """Return the rest of the sentence on both sides of a word, cut where it is long."""
     ends = [match.end() for match in _END.finditer(before.rstrip())]
     before = before[ends[-1] :].lstrip() if ends else before
-    end = _END.search(after)
-    after = (after[: end.end()] if end else after).rstrip()
+    end = _END.search(f"{word}{after}", max(0, len(word) - 1))
+    after = (after[: max(0, end.end() - len(word))] if end else after).rstrip()
     before = before if len(before) <= AROUND_CHARS else "…" + before[-AROUND_CHARS:]
     return before, after if len(after) <= AROUND_CHARS else after[:AROUND_CHARS] + "…"
 
@@ -241,7 +245,7 @@ class _Table:
     def _sentence(self, answered: Answered, row: int, word: str) -> dict[str, Any]:
         item = answered.item
         text, start, stop = item.document.text, int(item.words.starts[item.chosen[row]]), int(item.words.stops[item.chosen[row]])
-        before, after = around(text[max(0, start - 2 * AROUND_CHARS) : start], text[stop : stop + 2 * AROUND_CHARS])
+        before, after = around(text[max(0, start - 2 * AROUND_CHARS) : start], word, text[stop : stop + 2 * AROUND_CHARS])
         said = [
             {
                 "predicted": side.tokenizer.decode(answered.predicted[number][row].tolist()).strip(),
@@ -289,8 +293,8 @@ class _Table:
     def _notes(self, folds: list[tuple[bool, bool]]) -> list[str]:
         notes = [
             "The tokenizers differ, so whole words are compared: the same words are hidden from both models, and a word counts as the sum "
-            "of the log-probabilities of its pieces, guessed from left to right. The loss of a token, of which each model has its own, would "
-            "not compare."
+            "of the log-probabilities of its pieces, guessed from left to right. The loss of a token would not compare: each model has its "
+            "own tokens."
         ]
         for part, what, more in ((0, "makes capitals small", "capitals"), (1, "takes accents away", "accents")):
             if folds[0][part] != folds[1][part]:
