@@ -10,10 +10,11 @@ from .page import numbers
 
 TITLES = {"domain": "Held-out text of the domain", "general": "General text"}
 NAMES = {
-    "bits_per_byte": "bits per byte", "masked_word_loss": "loss (nats a word)", "masked_word_perplexity": "perplexity (words)",
-    "masked_word_accuracy": "accuracy (words)", "masked_loss": "loss (nats a token)", "masked_perplexity": "perplexity (tokens)",
-    "masked_accuracy": "accuracy (tokens)",
+    "bits_per_byte": "bits per byte", "masked_word_loss": "loss (nats a word)", "masked_word_accuracy": "accuracy (words)",
+    "masked_loss": "loss (nats a token)", "masked_perplexity": "perplexity (tokens)", "masked_accuracy": "accuracy (tokens)",
 }  # fmt: skip
+WIDE = "grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr))"
+HEAD = '<h3 style="margin-top: 1.5rem">'
 WORDS, ADDED = 10, 30
 
 
@@ -43,7 +44,7 @@ def text_part(name: str, text: Mapping[str, Any]) -> str:
     prints = ", ".join(f"<code>{escape(str(text[unit]['masks_fingerprint']))}</code>" for unit in ("words", "tokens") if text[unit])
     note = (
         f"{escape(', '.join(text['sources']))}: {' and '.join(kinds)} were hidden in {bits['num_documents']:,} documents, the same from "
-        f"both models (masks: {prints}). Words are hidden whole, and count as the sum over their pieces. Intervals: 95%, paired bootstrap "
+        f"both models (masks: {prints}). Words are hidden whole, their pieces guessed from left to right. Intervals: 95%, paired bootstrap "
         f"over documents. Adapted against base, by bits per byte: <b>{escape(text['verdict'])}</b>."
     )
     table = numbers(("", "before", "after", "difference", "95% interval"), rows)
@@ -53,7 +54,7 @@ def text_part(name: str, text: Mapping[str, Any]) -> str:
         f"{changes['num_fell']:,} fell"
     )
     moved = "".join(words(f"{kind.capitalize()} most ({counted})", changes[kind]) for kind in ("rose", "fell") if changes[kind])
-    return f'<h3>{escape(TITLES.get(name, name))}</h3>{table}<p class="note">{note}</p><div class="cards">{moved}</div>'
+    return f'{HEAD}{escape(TITLES.get(name, name))}</h3>{table}<p class="note">{note}</p><div class="cards" style="{WIDE}">{moved}</div>'
 
 
 def values(found: Mapping[str, Any]) -> list[str]:
@@ -65,10 +66,10 @@ def values(found: Mapping[str, Any]) -> list[str]:
 def words(title: str, rows: Iterable[Mapping[str, Any]]) -> str:
     """Return a table of words with their mean log-probabilities."""
     body = [
-        (row["word"], [f"{row['before']:.2f}", f"{row['after']:.2f}", f"{row['difference']:+.2f}", f"{row['count']:,}"], False)
+        (row["word"], [f"{row['difference']:+.2f}", f"{row['before']:.1f} → {row['after']:.1f}", f"{row['count']:,}"], False)
         for row in list(rows)[:WORDS]
     ]
-    table = numbers(("log-probability", "before", "after", "difference", "times"), body)
+    table = numbers(("", "change", "log-probability", "times"), body)
     return f"<div><p class=note>{escape(title)}</p>{table}</div>"
 
 
@@ -87,4 +88,4 @@ def added(vocabulary: Mapping[str, Any] | None) -> str:
         "Each is one token now, and began as the mean of its pieces."
     )
     table = numbers(("word", "its pieces before", "pieces", "times", "tokens saved"), rows)
-    return f'<h3>Words added to the vocabulary</h3>{table}<p class="note">{note}</p>'
+    return f'{HEAD}Words added to the vocabulary</h3>{table}<p class="note">{note}</p>'
