@@ -68,12 +68,35 @@ def same_masks(one, other):
     return all((getattr(one, name) == getattr(other, name)).all() for name in names) and one.fingerprint == other.fingerprint
 
 
-def test_equal_to_a_plain_model(tiny_bert, model, tokenizer, file, texts):
+@pytest.fixture
+def folder(request, tiny_bert, tmp_path):
+    """A model of the family that is asked for, with positions for 64 tokens."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+    from unmask.data.tokenizer import train_tokenizer
+
+    if request.param == "bert":
+        return tiny_bert
+    made = train_tokenizer(sentences(100), kind="bpe", vocab_size=300)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": len(made)}
+    pad = made.pad_token_id
+    if request.param == "roberta":
+        model = RobertaForMaskedLM(RobertaConfig(**shape, pad_token_id=pad, max_position_embeddings=64 + pad + 1, type_vocab_size=1))
+    else:
+        model = ModernBertForMaskedLM(ModernBertConfig(**shape, pad_token_id=pad, local_attention=16, max_position_embeddings=64))
+    model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["bert", "roberta", "modernbert"], indirect=True)
+def test_equal_to_a_plain_model(folder, file, texts):
     """Every row against stock transformers, one window at a time: the window is rebuilt from the records alone."""
     from transformers import AutoModelForMaskedLM
 
-    records = measure(Engine(model), open_text(file, tokenizer), policy="mask", max_length=64)
-    plain = AutoModelForMaskedLM.from_pretrained(tiny_bert).eval()
+    tokenizer = load_tokenizer(folder)
+    records = measure(Engine(load_model(folder)), open_text(file, tokenizer), policy="mask", max_length=64)
+    plain = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager").eval()
     checked = 0
     for document in range(records.num_documents):
         line = int(records.document_id(document).rpartition(":")[2])  # ids are file:line
@@ -256,6 +279,11 @@ def test_slices_by_a_field(model, tokenizer, file, tmp_path):
     assert {row["name"]: row["num_documents"] for row in found["slices"]["source"]} == {"a.jsonl": 32, "e.jsonl": 1}
     with pytest.raises(DataError, match="no document has a field 'aera' to slice by; the fields are: area, id, source"):
         open_text(file, tokenizer, slice_by="aera")
+    many = write(tmp_path / "many.jsonl", ["The nurse helps."] * 201)
+    with pytest.raises(
+        DataError, match="the field 'id' has 201 values .'many0', 'many1', 'many2', ....., and slices are made of at most 200"
+    ):
+        open_text(many, tokenizer, slice_by="id")
 
 
 def test_a_part_of_the_text(tokenizer, file):

@@ -24,6 +24,7 @@ from ..errors import DataError
 from ..train.setup import is_packed
 
 NO_VALUE = "(none)"
+MAX_VALUES = 200  # of a field that is sliced by: of more, hardly one is measured on enough
 
 
 @dataclass(eq=False)
@@ -156,7 +157,13 @@ def _set_slices(text: Text, values: Sequence[Any], fields: Sequence[str]) -> Non
     if values and all(value is None for value in values):
         raise DataError(f"no document has a field '{text.slice_by}' to slice by; the fields are: {', '.join(fields) or 'none'}")
     numbers: dict[str, int] = {}
-    shown = (NO_VALUE if value is None else value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
+    shown = [NO_VALUE if value is None else value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
+    if len(set(shown)) > MAX_VALUES:
+        some = ", ".join(repr(value[:20]) for value in shown[:3])
+        raise DataError(
+            f"the field '{text.slice_by}' has {len(set(shown)):,} values ({some}, ...), and slices are made of at most {MAX_VALUES}; "
+            f"choose another field: {', '.join(fields)}"
+        )
     text.slices = np.array([numbers.setdefault(value, len(numbers)) for value in shown], dtype=np.int32)
     text.slice_values = list(numbers)
 
