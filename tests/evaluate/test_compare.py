@@ -276,6 +276,15 @@ def test_what_cannot_be_is_refused(dot, other, cased, text, tmp_path):
         unmask.compare(dot, other, text, output=tmp_path / "mine")
 
 
+def test_a_comparison_that_ended_early_is_begun_anew(dot, other, text, tmp_path):
+    output = tmp_path / "found"
+    unmask.compare(dot, other, text, resamples=20, output=output)
+    with pytest.raises(DataError):
+        unmask.compare(dot, other, tmp_path / "nothing.txt", resamples=20, output=output)
+    assert not (output / "metrics.json").exists() and not (output / "report.html").exists()
+    assert unmask.compare(dot, other, text, resamples=20, output=output).verdict == "better" and (output / "report.html").is_file()
+
+
 def test_a_packed_corpus(dot, other, cased, sentences_file, tmp_path):
     unmask.pack(sentences_file, tmp_path / "corpus", tokenizer=dot, held_out=0.1)
     tokens = unmask.compare(dot, other, tmp_path / "corpus", resamples=50)

@@ -4,7 +4,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 
 from unmask.evaluate import figure
-from unmask.evaluate.figure import Curves, loss_curve, smooth, thin
+from unmask.evaluate.figure import Curves, loss_curve, reliability_curve, smooth, thin
 
 
 def test_an_element_with_the_colours_of_the_page():
@@ -43,3 +43,13 @@ def test_smoothing_keeps_a_straight_line():
     assert all(abs(left[1] - right[1]) < 1e-9 for left, right in zip(smooth(points), points, strict=True))
     noisy = [(n, float(n % 2)) for n in range(100)]
     assert max(y for _, y in smooth(noisy)[10:90]) < 0.7
+
+
+def test_a_reliability_curve():
+    points = [{"confidence": 0.1, "accuracy": 0.2, "count": 900}, {"confidence": 0.9, "accuracy": 0.5, "count": 3}]
+    svg = reliability_curve(points, width=5, height=4)
+    root = ElementTree.fromstring(svg)
+    texts = {element.text.strip() for element in root.iter("text")}
+    assert {"confidence of the prediction", "share that is right", "as sure as right", "this model", "0%", "100%"} <= texts
+    assert root.attrib["aria-label"].startswith("share of right") and "var(--accent)" in svg and "#0102" not in svg
+    assert reliability_curve(points, width=5, height=4) == svg and "<svg" in reliability_curve([], width=5, height=4)

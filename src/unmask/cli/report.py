@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 
-def report(run: Annotated[Path, typer.Argument(help="Folder of the run, finished or not.")]) -> int:
-    """Make the report page of a run again, and print its path."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, finished or not, an evaluation, a comparison, scores.")],
+) -> int:
+    """Make the report page of a run, an evaluation or a comparison again from its files, and print its path."""
     from ..evaluate.report import write
 
-    print(write(run))
+    print(write(folder))
     return 0

@@ -17,6 +17,8 @@ from .evaluation import METRICS, load
 from .evaluation import write as write_lines
 from .paired import FLIPS, KIND, KINDS, LOWER_IS_BETTER, MARGINS, Difference, difference, mcnemar, verdict
 from .pairs import Pairs, tokens, words
+from .report import REPORT
+from .report import write as write_report
 from .stats import RESAMPLES
 
 
@@ -90,13 +92,11 @@ class Comparison:
 
     def save(self, folder: str | Path) -> Path:
         """Write metrics.json, flips.jsonl and report.html into a folder, and return the path of the report."""
-        from .report import write
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_lines(folder / FLIPS, (json.dumps(flip, ensure_ascii=False) + "\n" for flip in self.flips()))
         write_lines(folder / METRICS, [json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
-        return write(folder)
+        return write_report(folder)
 
 
 def compare(
@@ -156,8 +156,11 @@ def _room(folder: Path) -> Path:
     """Return a folder to write to, if it is new, empty, or holds an earlier comparison."""
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file; name a folder for the comparison")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FLIPS).is_file():
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if FLIPS not in there and there - {"a", "b"}:
         raise CheckpointError(f"'{folder}' holds something that is no comparison; name another folder with -o")
+    for stale in (METRICS, FLIPS, REPORT):  # one that ends early must not leave those of another
+        (folder / stale).unlink(missing_ok=True)
     return folder
 
 

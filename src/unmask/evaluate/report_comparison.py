@@ -28,9 +28,9 @@ def parts(folder: Path) -> list[str]:
     """Return the sections of the page of a comparison, from what it has written down."""
     found = read_json(folder / METRICS)
     colour, word = COLOURS.get(found["verdict"], ""), said(found["verdict"])
-    names = f"<b>A</b> {escape(found['a'])}<br><b>B</b> {escape(found['b'])}"
+    names = "".join(f"<p><b>{name.upper()}</b> {escape(found[name])}</p>" for name in ("a", "b"))
     return [
-        f"<header><h1>{escape(folder.resolve().name)}</h1><p>{names}</p></header>",
+        f"<header><h1>{escape(folder.resolve().name)}</h1>{names}</header>",
         f'<div class="verdict {colour}"><b>B is {word}</b><p>{escape(found["reason"])}</p></div>',
         "".join(f'<p class="note">{escape(note)}</p>' for note in found["notes"]),
         figures(found),
