@@ -281,7 +281,7 @@ def test_slices_by_a_field(model, tokenizer, file, tmp_path):
         open_text(file, tokenizer, slice_by="aera")
     many = write(tmp_path / "many.jsonl", ["The nurse helps."] * 201)
     with pytest.raises(
-        DataError, match="the field 'id' has 201 values .'many0', 'many1', 'many2', ....., and slices are made of at most 200"
+        DataError, match="the field 'id' has 201 values .'many0', 'many1', 'many2', ...., and slices are made of at most 200"
     ):
         open_text(many, tokenizer, slice_by="id")
 

@@ -162,7 +162,7 @@ def _set_slices(text: Text, values: Sequence[Any], fields: Sequence[str]) -> Non
         some = ", ".join(repr(value[:20]) for value in shown[:3])
         raise DataError(
             f"the field '{text.slice_by}' has {len(set(shown)):,} values ({some}, ...), and slices are made of at most {MAX_VALUES}; "
-            f"choose another field: {', '.join(fields)}"
+            f"choose another field: {', '.join(name for name in fields if name != text.slice_by)}"
         )
     text.slices = np.array([numbers.setdefault(value, len(numbers)) for value in shown], dtype=np.int32)
     text.slice_values = list(numbers)
