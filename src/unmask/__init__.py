@@ -27,6 +27,9 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "Scorer": "evaluate.pll",
     "score": "evaluate.pll",
+    "cloze": "evaluate.cloze",
+    "facts": "evaluate.cloze",
+    "minimal_pairs": "evaluate.minimal_pairs",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -210,7 +210,7 @@ def test_command(tiny_bert, tmp_path, capsys):
         (("--facts", file, "--template", "{text}"), "--template has no meaning with --facts"),
         (("--cloze", file, "--template", "{text}", "--text-column", "text"), "give one"),
         (("--data", file, "--method", "original"), "belong to tests"),
-        (("--facts", file), "no column 'masked_sentences'"),
+        (("--facts", file), "there is no 'masked_sentences'"),
     ):
         code, said = run(*args)
         assert code == 2 and words in said.err

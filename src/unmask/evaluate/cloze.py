@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..infer.targets import Answered, Question, TargetScore, mask_marker, score_targets
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, sliced
+from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, precision_name, sliced
 from .rows import Row, check_columns, read_rows
 from .stats import RESAMPLES
 
@@ -102,7 +102,7 @@ def cloze(
     predictions = list(_counted(ask(engine, tokenizer, map(blank, rows), max_length=max_length), len(rows), progress))
     found = _metrics(predictions, resamples=resamples, seed=seed)
     found = {"test": "cloze", "model": name, "files": names(sources), **found, "settings": {
-        "template": template, "answer_column": answer_column, "candidates_column": candidates_column, "precision": engine.precision.name,
+        "template": template, "answer_column": answer_column, "candidates_column": candidates_column, "precision": precision_name(engine),
     }}  # fmt: skip
     return _done(found, predictions, folder)
 
@@ -135,7 +135,12 @@ def facts(
     rows = read_rows(sources, format=None, encoding=encoding)
     columns = {name for row in rows for name in row.values}
     sentences = next((name for name in ("masked_sentences", "masked_sentence") if name in columns), "masked_sentences")
-    check_columns(rows, [sentences, "obj_label"], "LAMA's names: masked_sentences, obj_label, predicate_id")
+    for needed in (sentences, "obj_label"):
+        if needed not in columns:
+            raise DataError(
+                f"{', '.join(names(sources))}: there is no '{needed}'; a fact of LAMA's has masked_sentences (or masked_sentence) and "
+                f"obj_label, and these have: {', '.join(columns)}; other texts with blanks are a cloze test (--cloze)"
+            )
     name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
     marker = mask_marker(tokenizer)
     by_file = "predicate_id" not in columns
@@ -156,7 +161,7 @@ def facts(
         known = [one[f"precision_at_{k}"]["value"] for one in relations]
         found[f"macro_precision_at_{k}"] = {"value": float(np.mean(known)) if known else None, "count": len(known)}
     found = {"test": "facts", "model": name, "files": names(sources), **found, "settings": {
-        "multi_piece": multi_piece, "precision": engine.precision.name, "relation": "the file's name" if by_file else "predicate_id",
+        "multi_piece": multi_piece, "precision": precision_name(engine), "relation": "the file's name" if by_file else "predicate_id",
     }}  # fmt: skip
     return _done(found, predictions, folder)
 
@@ -203,7 +208,7 @@ def _line(blank: Blank, answered: Answered, tokenizer: Any, multi_piece: bool) -
     best = max(known, key=lambda score: score.log_prob)
     line |= {
         "answer": best.target, "pieces": list(best.pieces), "log_prob": best.log_prob, "piece_log_probs": list(best.log_probs),
-        "rank": min(score.rank or 0 for score in known), "predicted": tokenizer.convert_tokens_to_string(list(best.predicted)).strip(),
+        "rank": min(score.rank or 0 for score in known), "predicted": _joined(tokenizer, best.predicted),
         "num_unscored_answers": len(right) - len(known), "truncated": answered.truncated,
     }  # fmt: skip
     return line | _choice(blank, known, scores) if blank.candidates else line
@@ -274,6 +279,11 @@ def _several(value: Any, where: str, *, split: bool = True) -> tuple[str, ...]:
     if wrong is not None:
         raise DataError(f"{where}: {wrong!r:.60} is no text; an answer is a string, or a list of strings")
     return tuple(text for text in (str(part).strip() for part in parts) if text)
+
+
+def _joined(tokenizer: Any, tokens: Sequence[str]) -> str:
+    decoder = tokenizer.backend_tokenizer.decoder
+    return str(decoder.decode(list(tokens))).strip() if decoder is not None else "".join(tokens)
 
 
 def _num_words(text: str) -> int:

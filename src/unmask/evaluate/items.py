@@ -116,6 +116,11 @@ def category(values: Mapping[str, Any], name: str, none: str = NO_VALUE) -> str:
     return none if value is None or value == "" else str(value)
 
 
+def precision_name(engine: Any) -> str:
+    """Return the number format in which an engine runs."""
+    return str(getattr(engine.precision, "name", engine.precision))
+
+
 def names(sources: Any) -> list[str]:
     """Return the names of files, without the folders they lie in."""
     several: Iterable[Any] = [sources] if isinstance(sources, (str, Path)) else sources

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, sliced
+from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, precision_name, sliced
 from .pll import Scored, Scorer
 from .rows import Row, check_columns, read_rows
 from .stats import RESAMPLES
@@ -64,6 +64,10 @@ def minimal_pairs(
     check_columns(rows, columns, "--pair-columns GOOD,BAD")
     check_columns(rows, [slice_by] if slice_by else [], "--slice-by")
     name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    if engine.model is None:
+        raise ConfigError(
+            f"'{name}' is an exported model, and minimal pairs are scored with the model that it was made from; name that one"
+        )
     scorer = Scorer(engine.model, tokenizer, max_length=max_length, max_tokens=batch_tokens, precision=precision)
     scores = scorer.score((_sentence(row, column) for row in rows for column in columns), method=method)  # type: ignore[arg-type]
     present = {column for row in rows for column in row.values}
@@ -98,7 +102,7 @@ def minimal_pairs(
         "num_ties": sum(line["right"] == 0.5 for line in scored),
         "slices": sliced(ratios, categories, resamples=resamples, seed=seed),
         "interval": about_interval(resamples, seed), "definitions": DEFINITIONS,
-        "settings": {"method": method, "columns": list(columns), "max_length": scorer.max_length, "precision": engine.precision.name},
+        "settings": {"method": method, "columns": list(columns), "max_length": scorer.max_length, "precision": precision_name(engine)},
     }  # fmt: skip
     outcome = Outcome(metrics, predictions)
     if folder is not None:
