@@ -69,6 +69,7 @@ def test_a_folder_of_scores(tiny_bert, sentences_file, tmp_path, capsys):
     run(*common)  # over the old ones
     assert "num_texts" in capsys.readouterr().out and {path.name for path in (tmp_path / "out").iterdir()} == {
         "metrics.json",
+        "report.html",
         "scores.jsonl",
     }
     assert json.loads((tmp_path / "out" / "scores.jsonl").read_text().splitlines()[0])["log_probs"].count(None) == 0

@@ -40,7 +40,7 @@ def score(
         int | None, typer.Option(help="Tokens that a scored token of a long text has on both sides at least. By default a quarter window.")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show each token's log-probability.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder for scores.jsonl and metrics.json.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder for scores.jsonl, metrics.json and report.html.")] = None,
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text, in files that have columns.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="The column that holds the texts' ids.")] = None,
@@ -92,6 +92,7 @@ def score(
             print(_line(name, result)) if as_json else _show(name, result, tokens)
     else:
         from ..evaluate.evaluation import write
+        from ..evaluate.report import write as write_report
 
         output.mkdir(parents=True, exist_ok=True)
         (output / METRICS).unlink(missing_ok=True)  # one that ends early must not leave those of another
@@ -101,6 +102,7 @@ def score(
     metrics = {"settings": settings, **totals.metrics()}
     if output is not None:
         write(output / METRICS, [json.dumps(metrics, indent=1, ensure_ascii=False) + "\n"])
+        write_report(output)
         print(f"written to {output}", file=sys.stderr)
     if as_json:
         print(json.dumps(metrics if output is not None else {"metrics": metrics}, ensure_ascii=False))

@@ -147,7 +147,7 @@ def slices(metrics: Mapping[str, Any]) -> str:
     found = []
     for dimension, rows in metrics.get("slices", {}).items():
         what = metrics["definitions"].get("slices", {}).get(dimension, "")
-        head = (what or dimension, "tokens", "documents", *SLICE_METRICS.values())
+        head = ("", "tokens", "documents", *SLICE_METRICS.values())
         body = [
             (
                 str(row["name"]),
@@ -157,7 +157,8 @@ def slices(metrics: Mapping[str, Any]) -> str:
             for row in rows[:SHOWN]
         ]
         more = f'<p class="note">{len(rows) - SHOWN:,} more are in {METRICS}.</p>' if len(rows) > SHOWN else ""
-        found.append(f"<h3>{escape(dimension.replace('_', ' '))}</h3>{numbers(head, body)}{more}")
+        title = escape(dimension.replace("_", " ") + (f": {what}" if what else ""))
+        found.append(f"<h3>{title}</h3>{numbers(head, body)}{more}")
     return f'<section class="slices"><h2>Slices</h2>{"".join(found)}</section>' if found else ""
 
 
