@@ -142,6 +142,7 @@ def test_files_that_are_wrong(tiny_bert, tmp_path):
     raises("is no text", '{"text": "[MASK]", "answer": {"a": 1}}', "a.jsonl")
     raises("a test is a file of rows", "a [MASK]", "a.txt")
     raises("names no column", "text,answer\n[MASK],a\n", error=ConfigError, template="[MASK]")
+    raises("allowed: 0", "text,answer\n[MASK],a\n", error=ConfigError, resamples=-1)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("x")
     raises("holds more than the results", "text,answer\n[MASK],a\n", error=CheckpointError, output=tmp_path / "kept")

@@ -172,6 +172,8 @@ def test_long_texts_see_a_window_around_the_mask(folders):
     assert "there is room for 62" in answer.targets[0].error
     with pytest.raises(TaskError, match="no room"):
         ask(folders["bert"], Question("[MASK]", ["judge"]), max_length=2)
+    with pytest.raises(TaskError, match="max_length = 65 is more than the 64"):
+        ask(folders["bert"], Question("[MASK]", ["judge"]), max_length=65)
 
 
 class OutOfMemory(TorchBackend):

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from ..infer.targets import Answered, Question, TargetScore, mask_marker, score_targets
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, precision_name, sliced
+from .items import Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
 from .rows import Row, check_columns, read_rows
 from .stats import RESAMPLES
 
@@ -77,7 +77,7 @@ def cloze(
     lists or parted by "|"; "candidates" is read where it is there. `output` is a folder for metrics.json and predictions.jsonl.
     Raises: DataError, ConfigError, CheckpointError, TokenizerError.
     """
-    folder = check_folder(output)
+    folder = check_output(output, resamples)
     rows = read_rows(sources, format=format, encoding=encoding)
     columns = {name for row in rows for name in row.values}
     wanted = re.findall(r"\{([^{}]+)\}", template)
@@ -131,7 +131,7 @@ def facts(
     Source: Petroni et al. 2019.
     Raises: DataError, CheckpointError, TokenizerError.
     """
-    folder = check_folder(output)
+    folder = check_output(output, resamples)
     rows = read_rows(sources, format=None, encoding=encoding)
     columns = {name for row in rows for name in row.values}
     sentences = next((name for name in ("masked_sentences", "masked_sentence") if name in columns), "masked_sentences")

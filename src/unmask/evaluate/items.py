@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .evaluation import METRICS, PREDICTIONS, write
 from .stats import LEVEL, finite, interval, weights
 
@@ -36,11 +36,13 @@ class Outcome:
         write(folder / METRICS, [json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"])
 
 
-def check_folder(output: str | Path | None) -> Path | None:
+def check_output(output: str | Path | None, resamples: int) -> Path | None:
     """Return the folder for the results; the results of a test are written over, anything else is not touched.
 
-    Raises: CheckpointError.
+    Raises: CheckpointError; ConfigError for a number of resamples below 0.
     """
+    if resamples < 0:
+        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
     if output is None:
         return None
     folder = Path(output).expanduser()

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_folder, names, numbers, precision_name, sliced
+from .items import Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
 from .pll import Scored, Scorer
 from .rows import Row, check_columns, read_rows
 from .stats import RESAMPLES
@@ -59,7 +59,7 @@ def minimal_pairs(
         raise ConfigError(f"method = {method!r} of minimal pairs; allowed: {', '.join(METHODS)}")
     if len(columns) != 2:
         raise ConfigError(f"columns = {','.join(columns)!r}; name two: that of the good sentence, and that of the bad one")
-    folder = check_folder(output)
+    folder = check_output(output, resamples)
     rows = read_rows(sources, format=format, encoding=encoding)
     check_columns(rows, columns, "--pair-columns GOOD,BAD")
     check_columns(rows, [slice_by] if slice_by else [], "--slice-by")

@@ -141,6 +141,8 @@ class _Asker:
         added = tokenizer.added_tokens_decoder.get(self.specials.mask)
         # in a vocabulary that keeps the space with the word, the mask stands for both
         self.eats_space = Surfaces(tokenizer).marks_spaces and not (added is not None and added.lstrip)
+        if max_length is not None and engine.max_length is not None and max_length > engine.max_length:
+            raise TaskError(f"max_length = {max_length} is more than the {engine.max_length} tokens that the model has positions for")
         limits = [limit for limit in (engine.max_length, max_length) if limit is not None]
         self.room = min(limits) - len(self.prefix) - len(self.suffix) if limits else None
         if self.room is not None and self.room < 1:
