@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import text as text_of
 from transformers import BertConfig, BertForMaskedLM
 
 import unmask
@@ -256,6 +258,25 @@ def test_no_piece_reaches_out_of_its_word(dot, cased):
             )
 
 
+@pytest.fixture(scope="module")
+def backends(tiny_bert):
+    """A tokenizer of each kind, two of them of one alphabet and none that knows all of it."""
+    made = [train_tokenizer(sentences(100, seed=5), kind=kind, vocab_size=400) for kind in ("bpe", "unigram", "wordpiece")]
+    return [tokenizer.backend_tokenizer for tokenizer in made]
+
+
+@given(line=text_of(alphabet="the nurse'sA1.,-\n\t é\u0301日本テ\u0e01🙂👍🏽\u200dسلام[MASK]", max_size=40))
+def test_words_hold_their_pieces_whatever_the_text(backends, line):
+    both = tuple(encoded(line, backend.encode(line, add_special_tokens=False)) for backend in backends)
+    found = find_words(line, both)
+    assert (found.starts < found.stops).all() and (found.stops[:-1] <= found.starts[1:]).all()
+    for one, firsts, pieces in zip(both, found.firsts, found.pieces, strict=True):
+        assert (pieces >= 0).all() and (firsts[:-1] + pieces <= firsts[1:]).all()
+        for start, stop, first, count in zip(found.starts, found.stops, firsts, pieces, strict=False):
+            mine = slice(first, first + count)
+            assert (one.starts[mine] >= start).all() and (one.stops[mine] <= stop).all()
+
+
 # bad input, and the command line
 
 
@@ -270,6 +291,11 @@ def test_what_cannot_be_is_refused(dot, other, cased, text, tmp_path):
         unmask.compare(dot, cased, text, policy="corrupt")
     with pytest.raises(DataError, match="no document has a field 'topic'.*part"):
         unmask.compare(dot, cased, text, slice_by="topic")
+    rows = [{"text": line, "name": f"n{number}"} for number, line in enumerate(sentences(210))]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for model in (other, cased):
+        with pytest.raises(DataError, match="'name' has .* values"):
+            unmask.compare(dot, model, tmp_path / "many.jsonl", slice_by="name")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(CheckpointError, match="holds something that is no comparison"):

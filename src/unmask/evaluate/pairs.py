@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import unicodedata
@@ -24,7 +25,7 @@ from .masked import measure, window_length
 from .metrics import DEFINITIONS, Estimates, estimates
 from .shared import SHARE, Answered, Side, ask
 from .stats import finite, no_interval, units, weights
-from .text import NO_VALUE, open_text
+from .text import MAX_VALUES, NO_VALUE, open_text
 
 AROUND = 40  # tokens of text kept on each side of a flipped one
 AROUND_CHARS = 200
@@ -199,6 +200,7 @@ class _Table:
         self.names: list[str] = []
         self.keys: list[int] = []
         self.values: list[str] = []
+        self.distinct: set[str] = set()
         self.flips: list[dict[int, dict[str, Any]]] = []
         self.num_empty = self.num_without_words = self.num_unscored = self.num_windows = self.num_words = 0
 
@@ -229,7 +231,12 @@ class _Table:
         self.names.append(document.id)
         self.keys.append(int.from_bytes(hashlib.blake2b(document.text.encode("utf-8", errors="replace"), digest_size=8).digest(), "little"))
         value = document.meta.get(slice_by or "", Path(document.source).name if slice_by == "source" else None)
-        self.values.append(NO_VALUE if value is None else str(value))
+        self.values.append(NO_VALUE if value is None else value if isinstance(value, str) else json.dumps(value, default=str))
+        self.distinct.add(self.values[-1])
+        if slice_by is not None and len(self.distinct) > MAX_VALUES:
+            raise DataError(
+                f"the field '{slice_by}' has more than {MAX_VALUES} values, and slices are made of no more; choose another field"
+            )
 
     def _right(self, answered: Answered, side: int) -> np.ndarray:
         """Return which words a model got right: piece by piece, and where only one of the models sees case or accents, without them."""
