@@ -28,9 +28,23 @@ def test_equals_the_plain_layer_and_follows_its_weights():
             torch.testing.assert_close(model(x), want)
 
 
+def test_in_bf16_the_logits_stay_fp32(small_model):
+    model = small_model("bert")
+    laid_out = LaidOut(model, torch.bfloat16)
+    ids = torch.arange(6, 26)[None]
+    with torch.no_grad():
+        want = model(input_ids=ids).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16), laid_out.used():
+            rough = model(input_ids=ids).logits
+    if not laid_out.layers:
+        return  # a CPU without bf16
+    assert rough.dtype == torch.float32 and not torch.equal(rough, want)
+    torch.testing.assert_close(rough, want, atol=0.03 * float(want.abs().max()), rtol=0)
+
+
 def test_with_gradients_the_layers_stay_plain():
     model = nn.Sequential(nn.Linear(4, 4))
     with LaidOut(model).used():
         model(torch.ones(1, 4)).sum().backward()
     assert model[0].weight.grad is not None
-    assert LaidOut(model.to(torch.bfloat16)).layers == []
+    assert LaidOut(model.to(torch.bfloat16)).layers == {}

@@ -1,8 +1,8 @@
 """Linear layers with their weights laid out once for the CPU's matrix kernels, instead of plain ones in every product.
 
-oneDNN multiplies by weights in blocks of its own order; given plain ones in fp32, torch takes another library's kernel, which is slower.
-Laid out beforehand a pass takes 10 to 20% less time, and the weights once more their memory. (bf16 has infer/backends/twin.py.)
-This module is the only one that knows those doors; where they are shut the layers stay as they are.
+oneDNN multiplies by weights in blocks of its own order. Given plain ones in fp32, torch takes another library's kernel, which is slower;
+under bf16 autocast it casts every weight again in every pass. Laid out beforehand a pass takes 10 to 20% less time, for the memory of the
+weights once more (half of it in bf16). This module is the only one that knows those doors; where they are shut the layers stay as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ BATCH = 4096  # rows that the layout is made for; any number can be multiplied
 
 
 class LaidOut:
-    """The fp32 linear layers of a model, laid out: `with laid_out.used(): ...` multiplies by them, without gradients."""
+    """The linear layers of an fp32 model, laid out: `with laid_out.used(): ...` multiplies by them, in fp32 or bf16, without gradients.
 
-    def __init__(self, model: nn.Module) -> None:
-        possible = torch.backends.mkldnn.is_available() and all(
-            hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-        )
-        self.layers = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)] if possible else []
+    The layer that makes the logits stays in fp32: bf16 would leave them two digits.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        found = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)] if _possible(dtype) else []
+        last = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.layers = {layer: torch.float32 if layer is last else dtype for layer in found}
         self.made: dict[nn.Linear, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {}
 
     @contextlib.contextmanager
@@ -44,7 +46,7 @@ class LaidOut:
         parts = [part for part in (layer.weight, layer.bias) if part is not None]
         state = tuple(number for part in parts for number in (part.data_ptr(), -1 if part.is_inference() else part._version))
         if layer not in self.made or self.made[layer][0] != state:
-            self.made[layer] = (state, _multiply(layer))
+            self.made[layer] = (state, _multiply(layer, self.layers[layer]))
         return self.made[layer][1]
 
 
@@ -52,6 +54,14 @@ def _is_plain(layer: nn.Linear) -> bool:
     return layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu" and "forward" not in layer.__dict__
 
 
-def _multiply(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight, bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), BATCH), layer.bias
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+def _multiply(layer: nn.Linear, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), BATCH)
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype).contiguous(), weight, bias, "none", [], "")
+
+
+def _possible(dtype: torch.dtype) -> bool:
+    ops = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+        return False
+    return dtype == torch.float32 or bool(hasattr(ops, "_is_mkldnn_bf16_supported") and ops._is_mkldnn_bf16_supported())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...data.batch import PackedBatch
 from ...model.heads import forward_packed, runs_packed
+from ...model.linear import LaidOut
 from ...model.load import max_positions, position_offset
 from ...model.memory import tune_allocator
 from ...train.loop import is_out_of_memory
@@ -46,12 +47,14 @@ class TorchBackend(Backend):
             self.padded = not runs_packed(model, self.device.type)
         with _guard:
             self.lock = _LOCKS.setdefault(model, threading.RLock())
+        self.laid_out = None
         if self.device.type == "cpu":
             tune_allocator()
+            self.laid_out = LaidOut(model, torch.bfloat16 if self.precision.name == "bf16" else torch.float32)
 
     def forward(self, batch: Pack) -> Tensor:
         """Return the fp32 logits at the label positions of a pack. Shapes: (N, V)."""
-        with self.precision.autocast():
+        with self.precision.autocast(), self.laid_out.used() if self.laid_out else contextlib.nullcontext():
             return forward_packed(self.model, self._batch(batch).to(self.device)).float()
 
     def labels(self, batch: Pack) -> Tensor:
