@@ -21,6 +21,7 @@ COLUMNS = {
     "facts": ("precision_at_1", "precision_at_10", "mean_reciprocal_rank"),
     "pairs": ("accuracy",),
 }
+SHORT = {"precision_at_1": "P@1", "precision_at_10": "P@10", "mean_reciprocal_rank": "MRR", "candidate_accuracy": "candidates"}
 UNITS = {"cloze": "blanks", "facts": "facts", "pairs": "pairs"}
 
 
@@ -109,16 +110,20 @@ def show(metrics: Mapping[str, Any]) -> None:
     for dimension, rows in metrics["slices"].items():
         table = Table(box=box.SIMPLE_HEAD, title=Text(f"by {dimension}"), title_justify="left")
         table.add_column("", min_width=14)
-        table.add_column("count", justify="right", no_wrap=True)
-        for name in columns:
+        # eighty columns hold one interval
+        for name in ("count", *(SHORT.get(name, name) for name in columns), f"95% of {SHORT.get(columns[0], columns[0])}"):
             table.add_column(name, justify="right", no_wrap=True)
-            table.add_column("95% interval", justify="right", no_wrap=True)
         for row in rows:
-            cells = [cell for name in columns for cell in (number(row[name]["value"]), between(row[name]))]
-            table.add_row(Text(row["name"]), f"{row['count']:,}", *cells)
+            cells = [_short(row[name]["value"]) for name in columns]
+            low, high = (_short(row[columns[0]][bound]) for bound in ("low", "high"))
+            table.add_row(Text(row["name"]), f"{row['count']:,}", *cells, "–" if low == "–" else f"{low} to {high}")
         console.print(table)
     for line in about(metrics)[1:]:
         console.print(line, markup=False)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def about(metrics: Mapping[str, Any]) -> list[str]:
