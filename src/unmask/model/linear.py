@@ -24,7 +24,7 @@ class LaidOut:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         found = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)] if _possible(dtype) else []
-        last = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        last = getattr(model, "get_output_embeddings", lambda: None)()
         self.layers = {layer: torch.float32 if layer is last else dtype for layer in found}
         self.made: dict[nn.Linear, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {}
 
@@ -35,7 +35,7 @@ class LaidOut:
             yield
             return
         for layer in self.layers:
-            layer.forward = self._forward(layer)  # type: ignore[method-assign]
+            layer.forward = self._forward(layer)  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 def _post_norm(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:
     """BERT's layer: add and norm after attention, add and norm after the feed-forward block."""
-    context = _lone_queries(layer.attention.self, hidden, kwargs["segments"])
+    context = _lone_queries(layer.attention.self, hidden, rows, kwargs["segments"])
     if context is None:
         context = layer.attention.self(hidden, attention_mask=attention_mask, **kwargs)[0].index_select(1, rows)
     attended = layer.attention.output(context, hidden.index_select(1, rows))
     return layer.feed_forward_chunk(attended)
 
 
-def _lone_queries(attention: Any, hidden: Tensor, segments: Segments) -> Tensor | None:
+def _lone_queries(attention: Any, hidden: Tensor, rows: Tensor, segments: Segments) -> Tensor | None:
     """Return what the one token that is read of each segment attends to, None where others are read too or gradients are wanted.
 
     With one query a segment no token needs a key or a value: q (W_k h) = (q W_k) h, so the projections move from the tokens to the query
@@ -39,7 +39,7 @@ def _lone_queries(attention: Any, hidden: Tensor, segments: Segments) -> Tensor 
     if runs is None:
         return None
     heads, size = attention.num_attention_heads, attention.attention_head_size
-    query = attention.query(hidden[0].index_select(0, segments.rows)).view(-1, heads, size)
+    query = attention.query(hidden[0].index_select(0, rows)).view(-1, heads, size)
     asked = torch.bmm(query.transpose(0, 1), attention.key.weight.view(heads, size, -1)).transpose(0, 1)
     seen, segment = [], 0
     for start, count, length in runs:
