@@ -11,7 +11,7 @@ from unmask import load_tokenizer, pack
 from unmask.data.clean import split_of
 from unmask.data.text import read
 from unmask.data.vocab_extension import Extension
-from unmask.errors import ConfigError, TokenizerError
+from unmask.errors import ConfigError, DataError, TokenizerError
 from unmask.train.run import adapt, pretrain, resume
 
 SMALL = {"max_length": 32, "batch_tokens": 256, "held_out": 0.1, "device": "cpu", "precision": "fp32", "log_steps": 1}
@@ -69,6 +69,8 @@ def test_fewer_words_than_asked_for_are_said(tiny_bert, texts, tmp_path, capsys)
 def test_what_cannot_be_is_refused_before_anything_is_done(tiny_bert, texts, sentences_file, tmp_path):
     packed = tmp_path / "packed"
     pack(texts, packed, tokenizer=str(tiny_bert), held_out=0.1)
+    column = tmp_path / "column.jsonl"
+    column.write_text('{"body": "the nurse"}\n')
     for start, error, message in (
         (lambda: adapt(tiny_bert, texts, output=tmp_path / "run", extend_vocab=-1, **SMALL), ConfigError, "data.extend_vocab = -1"),
         (lambda: adapt(tiny_bert, packed, output=tmp_path / "run", extend_vocab=5, **SMALL), ConfigError, "is a packed corpus"),
@@ -79,7 +81,8 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tiny_bert, texts, sen
             TokenizerError,
             "there is no word to add: of",
         ),
-        (lambda: adapt(tiny_bert, texts, output=tmp_path / "run", general="nowhere.txt", **SMALL), ValueError, "nowhere.txt"),
+        (lambda: adapt(tiny_bert, texts, output=tmp_path / "run", general="nowhere.txt", **SMALL), DataError, "nowhere.txt"),
+        (lambda: adapt(tiny_bert, texts, output=tmp_path / "run", general=column, **SMALL), DataError, "text"),
         (lambda: pretrain(data=texts, output=tmp_path / "run", general=texts, **SMALL), ConfigError, "has nothing to forget"),
     ):
         with pytest.raises(error, match=message):

@@ -105,6 +105,12 @@ def training(recipe: Recipe, metrics: Mapping[str, Any], setup: Setup) -> Iterab
             f"{masking.random_replace_prob:.0%} a random one"
         ),
     )
+    if data.extend_vocab:
+        yield (
+            "Vocabulary",
+            f"as many as {data.extend_vocab:,} words of the text were added; below, *before adapting* is the base model with them, "
+            "untrained",
+        )
     yield "Optimizer", optimizer(optim)
     yield "Seed", str(recipe.train.seed)
 

@@ -126,8 +126,8 @@ def check_early(recipe: Recipe) -> None:
 
 
 def check_general(recipe: Recipe) -> None:
-    """Raise an error for general text that will not be there when the run has ended."""
-    from ..data.text import expand
+    """Raise an error for general text that could not be read when the run has ended."""
+    from ..data.text import read
 
     general = recipe.data.general
     if general and recipe.base_model is None:
@@ -139,8 +139,9 @@ def check_general(recipe: Recipe) -> None:
     for source in general:
         if is_packed(source) and not (Path(source) / "heldout.jsonl").is_file():
             raise ConfigError(f"data.general = '{source}' is a packed corpus without held-out text (heldout.jsonl); name text files")
-        if not is_packed(source):
-            expand(source, format=recipe.data.format)
+        reading = {"format": recipe.data.format, "text_column": recipe.data.text_column, "encoding": recipe.data.encoding}
+        if not is_packed(source) and next(read(source, **reading), None) is None:  # type: ignore[arg-type]
+            raise DataError(f"data.general = '{source}' holds no text; name other files")
 
 
 def is_packed(path: str | Path) -> bool:
