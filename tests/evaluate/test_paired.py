@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from unmask.evaluate.paired import Difference, difference, mcnemar, verdict
+from unmask.evaluate.paired import Difference, difference, expanded, mcnemar, verdict
 from unmask.evaluate.stats import weights
 
 
@@ -71,8 +71,26 @@ def test_what_both_models_share_cancels_out():
     samples = drawn(a, counts), drawn(b, counts)
     found = difference(a.sum() / counts.sum(), b.sum() / counts.sum(), *samples, count=1, num_documents=30, resamples=2000)
     assert found.interval == pytest.approx((-0.5, -0.5)) and found.difference == pytest.approx(-0.5)
+    assert expanded(2) > 0.999 and expanded(6) == pytest.approx(0.99514, abs=1e-4) and expanded(10_000) == pytest.approx(0.95, abs=1e-4)
     apart = np.quantile(samples[1] - samples[0][::-1], [0.025, 0.975])  # as if not paired
     assert apart[1] - apart[0] > 1.0
+
+
+@pytest.mark.parametrize("num_documents", [6, 20])
+def test_a_difference_of_nothing_is_seldom_called_real(num_documents):
+    random = np.random.default_rng(3)
+    real, plain = 0, 0
+    for number in range(300):
+        if number % 20 == 0:
+            drawn_weights = np.concatenate(list(weights(num_documents, 500, number)))
+        counts = random.integers(5, 60, size=num_documents).astype(float)
+        samples = (drawn_weights @ (counts * random.normal(0, 0.3, size=num_documents))) / (drawn_weights @ counts)
+        low, high = difference(0.0, 0.0, 0 * samples, samples, count=1, num_documents=num_documents, resamples=500).interval
+        real += low > 0 or high < 0
+        low, high = np.quantile(samples, [0.025, 0.975])
+        plain += low > 0 or high < 0
+    # with 6 documents and 500 resamples 7.8% were counted in 3,600 draws: 23 of 300, and three standard deviations more are 37
+    assert real <= 37 and 1.2 * real < plain
 
 
 def test_the_interval_is_that_of_scipy():
@@ -83,7 +101,7 @@ def test_the_interval_is_that_of_scipy():
     found = difference(0.0, 0.0, drawn(a, counts), drawn(b, counts), count=1, num_documents=40, resamples=2000)
     theirs = bootstrap(
         (a, b, counts), lambda a, b, n, axis=-1: (b.sum(axis) - a.sum(axis)) / n.sum(axis),
-        paired=True, vectorized=True, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2),
+        paired=True, vectorized=True, n_resamples=20_000, method="percentile", confidence_level=expanded(40), rng=np.random.default_rng(2),
     ).confidence_interval  # fmt: skip
     assert found.interval == pytest.approx((theirs.low, theirs.high), abs=0.012)
 

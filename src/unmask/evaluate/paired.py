@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .stats import finite, interval, no_interval
+from .stats import LEVEL, finite, interval, no_interval
 
 FLIPS = "flips.jsonl"
 KIND = "comparison"
@@ -43,16 +43,28 @@ class Difference:
 def difference(
     a: float, b: float, samples_a: np.ndarray, samples_b: np.ndarray, *, count: int, num_documents: int, resamples: int
 ) -> Difference:
-    """Return B - A with the percentile interval of a paired bootstrap: resample by resample the same documents were drawn for both.
+    """Return B - A with the interval of a paired bootstrap: resample by resample the same documents were drawn for both.
 
     How hard a document is, which both models share, cancels out; what is left is how far documents differ in what the models differ in.
-    Source: Efron & Tibshirani 1993; Koehn 2004 for the pairing.
+    Source: Koehn 2004 for the pairing; Hesterberg 2015 for the percentiles, see `expanded`.
     """
     why = no_interval(num_documents, resamples)
-    found = None if why else interval(samples_b - samples_a)
+    found = None if why else interval(samples_b - samples_a, expanded(num_documents))
     if why is None and found is None:
         why = "most resamples hold nothing of it: it stands in too few documents; measure on more"
     return Difference(a, b, b - a, found, count, num_documents, why)
+
+
+def expanded(num_documents: int, level: float = LEVEL) -> float:
+    """Return which percentiles of resamples make an interval of `level`: of few documents wider ones, as Student's t is wider.
+
+    Plain percentiles call a difference of nothing real in 16% of cases with 6 documents, in 9% with 20 (simulated); these in 5% to 8%.
+    Source: Hesterberg 2015, expanded percentile interval.
+    """
+    from scipy.stats import norm, t
+
+    reach = t.ppf((1 + level) / 2, num_documents - 1) * np.sqrt(num_documents / (num_documents - 1))
+    return float(1 - 2 * norm.cdf(-reach))
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]:
