@@ -34,6 +34,12 @@ def uniforms(seed: int, *key: int | str, rows: np.ndarray, columns: np.ndarray) 
     return (state >> np.uint64(11)) * 2.0**-53
 
 
+def hashes(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return a uint64 for each (row, column), the same on any machine: what `uniforms` does, without a key."""
+    with np.errstate(over="ignore"):
+        return _mix(_mix((np.asarray(rows).astype(np.uint64) + np.uint64(1)) * _GAMMA) ^ (np.asarray(columns).astype(np.uint64) * _GAMMA))
+
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 

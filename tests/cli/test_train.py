@@ -124,6 +124,8 @@ def test_adapting_prints_before_and_after(quiet, corpus, tmp_path, capsys):
         (["pretrain", "nowhere.toml", "-o", "{new}"], "there is no recipe 'nowhere.toml'"),
         (["adapt", "{new}/model", "--data", "{corpus}", "-o", "{new}"], "there is no folder"),
         (["resume", "{new}"], "holds no run"),
+        (["adapt", "{quiet}/model", "--data", "{corpus}", "-o", "{new}", "--replay-ratio", "0.2"], "no text to replay is named"),
+        (["adapt", "{quiet}/model", "--data", "{corpus}", "-o", "{new}", "--replay", "{corpus}"], "in data.sources and in data.replay"),
     ],
 )
 def test_what_the_user_can_mend_is_told_in_a_line(quiet, corpus, tmp_path, capsys, args, message):

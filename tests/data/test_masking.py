@@ -72,7 +72,7 @@ def test_the_share_of_chosen_tokens(strategy, probability):
     ids, words = text(200_000, words=1.0)
     _, selected = mask(ids, words, config=MaskingConfig(strategy, probability, span_length=3.0))
     # tokens of a span are chosen together: n tokens carry no more than n / sum(length**2)/sum(length) independent choices
-    together = {"token": 1.0, "whole_word": 1.0, "span": 2 * 3.0 - 1}[strategy]
+    together = {"token": 1.0, "whole_word": 1.0, "terms": 1.0, "span": 2 * 3.0 - 1}[strategy]
     width = 4 * np.sqrt(probability * (1 - probability) * together / len(ids))
     assert abs(selected.mean() - probability) < width
 

@@ -245,3 +245,26 @@ def test_a_run_is_worked_on_by_one_process_at_a_time(finished):
     with alone(finished.folder), pytest.raises(CheckpointError, match="another process is at work on the run"):
         unmask.resume(finished.folder)
     assert unmask.resume(finished.folder).step == finished.step
+
+
+def test_a_perplexity_beyond_all_bounds_is_null_in_files_and_named_for_people(finished, corpus, tmp_path):
+    from safetensors.torch import save_file
+
+    from unmask.evaluate.report import write
+
+    wild = shutil.copytree(finished.model, tmp_path / "wild")
+    tensors = load_file(wild / "model.safetensors")
+    bias = next(name for name, tensor in tensors.items() if name.endswith("bias") and tensor.shape == (122,))
+    tensors[bias][5] = 1e6  # one token is certain, and the loss of all others a million
+    save_file(tensors, wild / "model.safetensors", metadata={"format": "pt"})
+    run = unmask.adapt(wild, corpus, output=tmp_path / "run", max_steps=1, learning_rate=0.0, **SMALL)
+
+    def strict(text):
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    metrics = strict((run.folder / "metrics.json").read_text())
+    assert metrics["masked_perplexity"] is None and metrics["masked_loss"] > 1e5
+    records = [strict(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [record["masked_perplexity"] for record in records if record.get("event") == "heldout"] == [None, None]
+    assert "| this model | 0" in (run.model / "README.md").read_text() and "| not finite |" in (run.model / "README.md").read_text()
+    assert "not finite" in write(run.folder).read_text()

@@ -140,4 +140,5 @@ def test_numbers_that_are_not_finite_stay_readable(tmp_path):
     log = RunLog(tmp_path, config=TrainConfig(), console=Console(file=io.StringIO()))
     log.write({"event": "heldout", "step": 1, "masked_perplexity": math.inf})
     log.close()
-    assert lines(tmp_path)[-1]["masked_perplexity"] == math.inf
+    assert lines(tmp_path)[-1]["masked_perplexity"] is None
+    assert "Infinity" not in (tmp_path / "log.jsonl").read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +60,8 @@ def adapt(
         list[str] | None,
         typer.Option(help="General text: how much of it was forgotten is measured, before against after. May be repeated."),
     ] = None,
+    replay: Annotated[list[str] | None, typer.Option(help="General text to mix in, against forgetting. May be repeated.")] = None,
+    replay_ratio: Annotated[float | None, typer.Option(help="Its share of the tokens (0.1 where it is not given).")] = None,
     extend_vocab: Annotated[int | None, typer.Option(min=1, help="Add so many words of the domain to the vocabulary.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -71,7 +72,7 @@ def adapt(
     if recipe is None and model is not None and model.endswith(".toml"):
         recipe, model = Path(model), None
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
-    budget |= _given(general=general or None, extend_vocab=extend_vocab)
+    budget |= _given(general=general or None, replay=replay or None, replay_ratio=replay_ratio, extend_vocab=extend_vocab)
     run = start(model, data, output=output, recipe=recipe, tokenizer=tokenizer, overrides=settings or (), **budget)
     return _end(run, as_json)
 
@@ -96,31 +97,27 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _finite(value: Any) -> Any:
-    """Return a value with null for the numbers that JSON does not have: a perplexity beyond all bounds."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _end(run: Run, as_json: bool) -> int:
     """Print what a run came to; return the exit code."""
     if run.interrupted:
         return 130
     from ..evaluate import adaptation
     from ..evaluate.page import read_json
+    from ..train.card import amount
+    from ..train.runlog import finite
 
     report, changes = run.folder / "report.html", read_json(run.folder / adaptation.ADAPTATION)
     if as_json:
         more = {"adaptation": changes} if changes else {}
         result = {"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics, **more}
-        print(json.dumps(_finite(result), allow_nan=False))
+        print(json.dumps(finite(result), allow_nan=False))
         return 0
     metrics = run.metrics
     if "masked_loss" in metrics:
         rows = [("", metrics), *((name, metrics[name]) for name in ("unigram", "untrained", "before") if name in metrics)]
         for name, row in rows:
-            print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {row['masked_perplexity']:10,.1f}")
+            shown = amount(row["masked_perplexity"], ",.1f")
+            print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {shown:>10}")
     else:
         print("nothing was held out, so nothing was measured", file=sys.stderr)
     for line in adaptation.lines(changes) if changes else ():

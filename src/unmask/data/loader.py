@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import ConfigError, TokenizerError
-from .masking import BLOCK, REACH, MaskingConfig, Vocabulary, mask_tokens, num_blocks
+from .masking import BLOCK, REACH, MaskingConfig, Terms, Vocabulary, mask_tokens, num_blocks
 from .plan import Plan
 from .prefetch import Prefetch, prefetch
 from .store import TokenStore
@@ -53,6 +53,7 @@ class Packer:
         micro_tokens: int,
         position_offset: int = 0,
         keys: np.ndarray | None = None,
+        terms: Terms | None = None,
     ) -> None:
         if specials.mask is None:
             raise TokenizerError(
@@ -68,7 +69,7 @@ class Packer:
         self.max_length, self.micro_tokens, self.position_offset = max_length, micro_tokens, position_offset
         # random replacements come from what the tokenizer knows, not from rows that pad the embedding matrix
         special = {number for number in (*specials.all, specials.mask, specials.pad, specials.cls, specials.sep) if number is not None}
-        self.vocabulary = Vocabulary(int(specials.mask), tuple(sorted(special)), store.vocab_size)
+        self.vocabulary = Vocabulary(int(specials.mask), tuple(sorted(special)), store.vocab_size, terms)
         self.before = np.array([number for number in (specials.cls,) if number is not None], dtype=np.int64)
         self.after = np.array([number for number in (specials.sep,) if number is not None], dtype=np.int64)
 
@@ -182,10 +183,12 @@ class Loader:
         batch_tokens: int,
         position_offset: int = 0,
         shuffle: bool = True,
+        keys: np.ndarray | None = None,
+        terms: Terms | None = None,
     ) -> None:
         self.packer = Packer(
-            store, specials, masking,
-            vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens, position_offset=position_offset,
+            store, specials, masking, vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens,
+            position_offset=position_offset, keys=keys, terms=terms,
         )  # fmt: skip
         self.plan = Plan(
             store.lengths, seed=seed, max_length=max_length, num_special=self.packer.num_special,
@@ -213,3 +216,12 @@ class Loader:
     def num_tokens_of(self, step: int) -> int:
         """Return how many real tokens, special ones among them, a step has."""
         return int(sum(self.plan.sizes[pack].sum() for pack in self.plan.packs(step)[1]))
+
+    @property
+    def tokens_a_step(self) -> float:
+        """How many content tokens a step has, in the mean."""
+        return self.packer.store.num_tokens / self.plan.steps_per_epoch
+
+    def document_id(self, document: int) -> str:
+        """Return the name that a document was packed with."""
+        return self.packer.store.document_id(document)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import ConfigError
-from ..rng import uniforms
+from ..rng import hashes, uniforms
 
 BLOCK = 1024  # a long document is masked in blocks of this many tokens, so that a window of it costs no more than its blocks
 REACH = 64  # how far a block's edge looks ahead for the beginning of a word
@@ -24,20 +24,23 @@ REACH = 64  # how far a block's edge looks ahead for the beginning of a word
 class MaskingConfig:
     """How tokens are chosen and replaced.
 
-    strategy: "token", "whole_word" (all pieces of a word or none) or "span" (runs of whole words).
+    strategy: "token", "whole_word" (all pieces of a word or none), "span" (runs of whole words) or "terms" (whole words, those that stand
+        out in the domain against general text more often than others).
     mlm_probability: the share of tokens to predict (at the beginning, where it changes).
     mlm_probability_end: the share at the end of the run, reached in a straight line; unset: it does not change.
     mask_replace_prob: of the chosen tokens, the share replaced by the mask token.
     random_replace_prob: the share replaced by a random ordinary token; the rest stay as they are.
     span_length: mean length of a span, in words.
+    term_factor: how many times as often as another word a term is chosen.
     """
 
-    strategy: Literal["token", "whole_word", "span"] = "token"
+    strategy: Literal["token", "whole_word", "span", "terms"] = "token"
     mlm_probability: float = 0.3
     mlm_probability_end: float | None = None
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
     span_length: float = 3.0
+    term_factor: float = 3.0
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -58,6 +61,8 @@ class MaskingConfig:
             )
         if not self.span_length >= 1.0:
             raise ConfigError(f"masking.span_length = {self.span_length!r} words; allowed: 1 or more (3 is usual)")
+        if not 1.0 <= self.term_factor < np.inf:
+            raise ConfigError(f"masking.term_factor = {self.term_factor!r}; allowed: 1 (as often as any other word) or more")
 
     def probability_at(self, progress: float) -> float:
         """Return the share of tokens to predict when `progress` in [0, 1] of the run is done."""
@@ -81,6 +86,24 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """The words that stand out in a domain, by the hash of their ids, and the share of the domain's maskable tokens that is theirs.
+
+    Shapes: hashes (terms,) uint64, rising.
+    """
+
+    hashes: np.ndarray
+    share: float
+
+
+def word_hashes(ids: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return a hash of the ids of each word, (words,) uint64; `first` (words,) is where each begins: it ends where the next one does."""
+    places = np.arange(len(ids)) - np.repeat(first, np.diff(first, append=len(ids)))
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        return np.add.reduceat(hashes(ids, places), first) if len(first) else np.zeros(0, np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens to choose from: documents (of long ones, blocks) laid end to end.
 
@@ -92,15 +115,17 @@ class Tokens:
     word_index: np.ndarray
     maskable: np.ndarray
     bounds: np.ndarray
+    terms: Terms | None = None
 
 
 Masker = Callable[[Tokens, Draws, float, MaskingConfig], np.ndarray]
 
 
-def choose(units: np.ndarray, tokens: Tokens, draws: Draws, probability: float) -> np.ndarray:
+def choose(units: np.ndarray, tokens: Tokens, draws: Draws, probability: float | np.ndarray) -> np.ndarray:
     """Return which tokens are selected when every unit is with `probability`, and in each document one unit at least.
 
     Shapes: units (n,) numbers the units from 0 on without a gap; a unit's tokens lie together, within one document.
+        probability is one for all, or (n,), the same for all tokens of a unit.
     The numbers drawn do not depend on the probability: a higher one selects the same tokens and more.
     """
     first = np.flatnonzero(np.diff(units, prepend=-1))
@@ -131,16 +156,34 @@ def span(tokens: Tokens, draws: Draws, probability: float, config: MaskingConfig
     return choose((np.cumsum(begins) - 1)[tokens.word_index], tokens, draws, probability)
 
 
-STRATEGIES: dict[str, Masker] = {"token": token, "whole_word": whole_word, "span": span}
+def terms(tokens: Tokens, draws: Draws, probability: float, config: MaskingConfig) -> np.ndarray:
+    """Choose words, all pieces of one together, and those that stand out in the domain `term_factor` times as often as others.
+
+    Others are chosen less often by as much as keeps the share of all tokens of the domain; where nothing stands out, it is `whole_word`.
+    """
+    if tokens.terms is None:
+        return whole_word(tokens, draws, probability, config)
+    share = tokens.terms.share
+    usual = probability / (1 - share + share * config.term_factor)
+    often = min(1.0, usual * config.term_factor)
+    if often == 1.0 and share < 1.0:  # a term cannot be chosen more often than always: the rest falls on the others
+        usual = max(0.0, (probability - share) / (1 - share))
+    first = np.flatnonzero(np.diff(tokens.word_index, prepend=-1))
+    is_term = np.isin(word_hashes(tokens.ids, first), tokens.terms.hashes)
+    return choose(tokens.word_index, tokens, draws, np.where(is_term, often, usual)[tokens.word_index])
+
+
+STRATEGIES: dict[str, Masker] = {"token": token, "whole_word": whole_word, "span": span, "terms": terms}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking knows of a tokenizer: the mask's id, and which ids are ordinary (not special)."""
+    """What masking knows of a tokenizer: the mask's id, and which ids are ordinary (not special); and of a domain its terms."""
 
     mask: int
     special: tuple[int, ...]
     size: int
+    terms: Terms | None = None
 
     @functools.cached_property
     def is_ordinary(self) -> np.ndarray:
@@ -191,7 +234,7 @@ def mask_tokens(
     begins[bounds[:-1]] = True
     positions = np.arange(len(ids)) + np.repeat(firsts - bounds[:-1], lengths)
     draws = Draws(seed, epoch if isinstance(epoch, tuple) else (epoch,), np.repeat(documents, lengths), positions)
-    tokens = Tokens(ids, np.cumsum(begins) - 1, vocabulary.is_ordinary[ids], bounds)
+    tokens = Tokens(ids, np.cumsum(begins) - 1, vocabulary.is_ordinary[ids], bounds, vocabulary.terms)
     share = config.mlm_probability if probability is None else probability
     selected = STRATEGIES[config.strategy](tokens, draws, share, config)
     return corrupt(ids, selected, config, draws, vocabulary), selected

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnmaskError
-from ..train.card import NAMES
+from ..train.card import NAMES, amount
 from ..train.runlog import ENVIRONMENT, LOG, duration
 from . import report_adaptation
 from .figure import Curves, loss_curve
@@ -89,13 +89,13 @@ def figures(folder: Path, records: list[dict[str, Any]], metrics: Mapping[str, A
         beside = f"{metrics['masked_accuracy'] / base:.1f} times word frequencies" if base else "of held-out masked tokens"
         shown.append(("masked accuracy", f"{metrics['masked_accuracy']:.1%}", beside))
         base = metrics.get("unigram", {}).get("masked_perplexity")
-        shown.append(("masked perplexity", f"{metrics['masked_perplexity']:,.1f}", f"word frequencies: {base:,.0f}" if base else ""))
+        shown.append(("masked perplexity", amount(metrics["masked_perplexity"], ",.1f"), f"word frequencies: {base:,.0f}" if base else ""))
     if steps:
         rates = [record["tokens_per_second"] for record in steps if record.get("tokens_per_second")]
         shown.append(("training speed", f"{statistics.median(rates):,.0f}" if rates else "?", "real tokens a second, median"))
         tokens = steps[-1]["tokens"]
-        amount = f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens:,}"
-        shown.append(("training time", duration(steps[-1]["seconds"]), f"{steps[-1]['step']:,} steps, {amount} tokens"))
+        read = f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens:,}"
+        shown.append(("training time", duration(steps[-1]["seconds"]), f"{steps[-1]['step']:,} steps, {read} tokens"))
     size = num_parameters(folder / "model" / "model.safetensors")
     if size:
         shown.append(("model", f"{size / 1e6:,.1f} M", "parameters"))
@@ -121,7 +121,8 @@ def num_parameters(path: Path) -> int:
 def curve(records: list[dict[str, Any]], metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return the loss curve, once for wide and once for narrow pages."""
     train = [(record["step"], record["loss"]) for record in records if "event" not in record and "loss" in record]
-    heldout = [(record["step"], record["masked_loss"]) for record in records if record.get("event") == "heldout"]
+    measured = [record for record in records if record.get("event") == "heldout" and record["masked_loss"] is not None]
+    heldout = [(record["step"], record["masked_loss"]) for record in measured]
     if not train and not heldout:
         return ""
     curves = Curves(train, heldout, metrics.get("unigram", {}).get("masked_loss"))
@@ -144,7 +145,7 @@ def results(metrics: Mapping[str, Any]) -> str:
         row = metrics if not key else metrics.get(key)
         if not row:
             continue
-        values = [f"{row['masked_accuracy']:.1%}", f"{row['masked_perplexity']:,.1f}", f"{row['masked_loss']:.3f}"]
+        values = [f"{row['masked_accuracy']:.1%}", amount(row["masked_perplexity"], ",.1f"), amount(row["masked_loss"], ".3f")]
         rows.append((NAMES[key], values, not key))
     documents = f" in {metrics['num_documents']:,} documents" if metrics.get("num_documents") else ""
     note = (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from .lora import is_matrix
 from .optim import OptimConfig
 from .runlog import duration
 
@@ -58,7 +60,7 @@ def title(recipe: Recipe) -> str:
 def introduction(recipe: Recipe, setup: Setup) -> str:
     """Return a sentence or two on what the model is."""
     start = "from scratch" if recipe.base_model is None else f"going on from {escape(shown(recipe.base_model))}"
-    size = sum(parameter.numel() for parameter in setup.model.parameters())
+    size = sum(parameter.numel() for name, parameter in setup.model.named_parameters() if not is_matrix(name))
     return f"A masked language model of {size / 1e6:,.1f} million parameters, trained {start} with Unmask {__version__}.\n"
 
 
@@ -111,6 +113,11 @@ def training(recipe: Recipe, metrics: Mapping[str, Any], setup: Setup) -> Iterab
             f"as many as {data.extend_vocab:,} words of the text were added; below, *before adapting* is the base model with them, "
             "untrained",
         )
+    if data.replay:
+        sources = ", ".join(f"`{shown(source)}`" for source in data.replay)
+        yield "Replay", f"{data.replay_share:.0%} of the tokens of every step came from {sources}"
+    if recipe.lora.r:
+        yield "LoRA", f"rank {recipe.lora.r}, alpha {recipe.lora.lora_alpha or 2 * recipe.lora.r:g}, merged into the weights"
     yield "Optimizer", optimizer(optim)
     yield "Seed", str(recipe.train.seed)
 
@@ -139,10 +146,15 @@ def results(metrics: Mapping[str, Any]) -> str:
         return "## Results\n\nNo text was held out, so nothing was measured.\n"
     rows = [(NAMES[key], metrics[key] if key else metrics) for key in NAMES if not key or key in metrics]
     table = ["| | masked accuracy | masked perplexity | masked loss (nats) |", "|---|---:|---:|---:|"]
-    table += [
-        f"| {name} | {row['masked_accuracy']:.1%} | {row['masked_perplexity']:,.1f} | {row['masked_loss']:.3f} |" for name, row in rows
-    ]
+    for name, row in rows:
+        values = [amount(row["masked_accuracy"], ".1%"), amount(row["masked_perplexity"], ",.1f"), amount(row["masked_loss"], ".3f")]
+        table.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(["## Results\n", *table, "", definitions(metrics), ""])
+
+
+def amount(value: float | None, form: str) -> str:
+    """Return a number as people read it; one that is beyond all bounds, which files hold as null, by name."""
+    return "not finite" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def definitions(metrics: Mapping[str, Any]) -> str:

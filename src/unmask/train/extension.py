@@ -56,7 +56,7 @@ def texts(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     for document in read(list(data.sources), format=data.format, text_column=data.text_column, encoding=data.encoding):
         text = normalise(document.text)
-        if text and split_of(text, data.held_out) == "train":
+        if text and split_of(text, data.held_out_share) == "train":
             yield text
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
+from .lora import is_matrix
 
 Schedule = Literal["linear", "cosine", "wsd", "constant"]
 
@@ -105,7 +106,8 @@ def group_parameters(model: nn.Module, *, muon: bool) -> dict[str, list[Tensor]]
     """Return the trainable parameters in three lists: "muon" (matrices of the body that are no embeddings), "decay", "no_decay"."""
     body = getattr(model, "base_model", model)
     tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters(recurse=False)}
-    hidden = {id(p) for p in body.parameters() if p.ndim == 2 and id(p) not in tables} if muon else set()
+    # LoRA's factors are no maps from one space to another by themselves: to make them orthogonal means nothing
+    hidden = {id(p) for name, p in body.named_parameters() if muon and p.ndim == 2 and id(p) not in tables and not is_matrix(name)}
     groups: dict[str, list[Tensor]] = {"muon": [], "decay": [], "no_decay": []}
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -13,7 +13,10 @@ from ..data.masking import MaskingConfig
 from ..errors import ConfigError
 from ..model.presets import ModelConfig
 from .loop import TrainConfig
+from .lora import LoraConfig
 from .optim import OptimConfig
+
+HELD_OUT, REPLAY_RATIO = 0.01, 0.1  # where a recipe says nothing
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class DataConfig:
     vocab_size: int = 16_384  # of a tokenizer that is trained
     extend_vocab: int = 0  # words of the text to add to the vocabulary of a model that is continued
     general: tuple[str, ...] = ()  # text that a model which is continued must not forget: it is measured on it, before and after
+    replay: tuple[str, ...] = ()  # general text (files, or one packed corpus) that a part of every step is taken from, against forgetting
+    replay_ratio: float | None = None  # that part, as a share of the tokens; unset: 0.1
     format: str | None = None  # txt, jsonl, csv, tsv, parquet; unset: by the file's name
     text_column: str = "text"  # of tables and JSON lines
     encoding: str = "utf-8"  # of text files
-    held_out: float = 0.01  # share of the documents that is kept from training and measured on; 0: none, and nothing is measured
+    held_out: float | None = None  # share of the documents that is kept from training and measured on; 0: none; unset: 0.01
     max_length: int = 128  # tokens in a window, special ones included; longer documents are cut into several
     batch_tokens: int = 4096  # tokens in a step
     micro_tokens: int | None = None  # tokens in one pass through the model; unset: all of the step's; found by itself when memory runs out
@@ -41,8 +46,22 @@ class DataConfig:
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from 1")
         if self.extend_vocab < 0:
             raise ConfigError(f"data.extend_vocab = {self.extend_vocab!r}; allowed: 0 (no words are added), or how many words")
-        if not 0 <= self.held_out < 1:
+        if not 0 < self.replay_share < 1:
+            raise ConfigError(
+                f"data.replay_ratio = {self.replay_ratio!r}; allowed: a share of the tokens above 0 and below 1 (0.1 is usual)"
+            )
+        if not 0 <= self.held_out_share < 1:
             raise ConfigError(f"data.held_out = {self.held_out!r}; allowed: a share from 0 up to, not including, 1 (0.01 is usual)")
+
+    @property
+    def replay_share(self) -> float:
+        """The share of the tokens of a step that is replayed, where anything is."""
+        return REPLAY_RATIO if self.replay_ratio is None else self.replay_ratio
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the documents that is held out."""
+        return HELD_OUT if self.held_out is None else self.held_out
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def to_toml(self) -> str:
@@ -68,6 +88,7 @@ ADAPT: dict[str, Any] = {
     "optim": {"optimizer": "adamw", "learning_rate": 1e-4, "schedule": "linear", "warmup_ratio": 0.06},
     "masking": {"mlm_probability": 0.15},
 }
+LORA: dict[str, Any] = {"optim": {"learning_rate": 1e-3}}  # LoRA's matrices begin at nothing and have far to go
 
 
 def load(
@@ -91,6 +112,8 @@ def load(
     data: dict[str, Any] = {}
     if written.get("base_model"):
         config.merge(data, ADAPT)
+        if isinstance(written.get("lora"), Mapping) and written["lora"].get("r"):
+            config.merge(data, LORA)
         if "model" in written:
             raise ConfigError(
                 f"{path or 'the settings'}: [model] describes a model from scratch, but base_model = {written['base_model']!r} "
@@ -109,8 +132,9 @@ def absolute(recipe: Recipe) -> Recipe:
 
     sources = tuple(full(source) for source in recipe.data.sources)
     general = tuple(full(source) for source in recipe.data.general)
+    replay = tuple(full(source) for source in recipe.data.replay)
     tokenizer = None if recipe.data.tokenizer is None else full(recipe.data.tokenizer)
-    data = dataclasses.replace(recipe.data, sources=sources, tokenizer=tokenizer, general=general)
+    data = dataclasses.replace(recipe.data, sources=sources, tokenizer=tokenizer, general=general, replay=replay)
     return dataclasses.replace(recipe, data=data, base_model=None if recipe.base_model is None else full(recipe.base_model))
 
 
@@ -119,7 +143,8 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises: ConfigError for a name that no section has.
     """
-    sections = {"model": ModelConfig, "data": DataConfig, "masking": MaskingConfig, "optim": OptimConfig, "train": TrainConfig}
+    sections = {"model": ModelConfig, "data": DataConfig, "masking": MaskingConfig, "optim": OptimConfig}
+    sections |= {"lora": LoraConfig, "train": TrainConfig}
     homes: dict[str, str] = {}
     for section, cls in sections.items():
         for item in dataclasses.fields(cls):

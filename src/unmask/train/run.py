@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
 from .recipe import Recipe
+from .replay import GENERAL, REPLAY
 from .session import Run, run_session, tell
 from .setup import claim, is_packed
 
@@ -93,8 +94,11 @@ def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
     """Take a run that never began out of the way, so that it can be started again by its name; a packed corpus is kept."""
     if (folder / "log.jsonl").exists():  # it began: its log says how it ended
         return
-    if is_packed(folder / "corpus"):
-        error.args = (f"{error}\n(the packed corpus is kept in '{folder / 'corpus'}': name it as --data, with another output folder)",)
+    packed = [folder / name for name in ("corpus", REPLAY, GENERAL) if is_packed(folder / name)]
+    if packed:
+        names = " and ".join(f"'{one}'" for one in packed)
+        option = {"corpus": "--data", REPLAY: "--replay", GENERAL: "--general"}[packed[0].name]
+        error.args = (f"{error}\n(the packed corpus is kept in {names}: name it as {option}, with another output folder)",)
         return
     for child in folder.iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()

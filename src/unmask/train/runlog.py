@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -57,7 +58,7 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line to log.jsonl, at once; its numbers go to the trackers too."""
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         self.file.flush()
         prefix = f"{record['event']}/" if "event" in record else "train/"
         values = {f"{prefix}{name}": float(value) for name, value in record.items() if is_number(value) and name != "step"}
@@ -247,6 +248,15 @@ def duration(seconds: float) -> str:
 def now() -> str:
     """Return the time of day, as ISO 8601 in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def finite(value: Any) -> Any:
+    """Return a value, as JSON can hold it, with null for the numbers that JSON does not have (a perplexity beyond all bounds)."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_number(value: Any) -> bool:

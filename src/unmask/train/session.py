@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from ..model.heads import forward_packed
 from ..model.load import save_model
 from ..rng import rng
-from . import optim
+from . import lora, optim
 from .card import model_card
 from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
 from .compiling import compile_layers
@@ -32,7 +32,7 @@ from .heldout import heldout
 from .loop import Step, TrainState, train
 from .loss import masked_loss_sum
 from .recipe import Recipe
-from .runlog import RunLog
+from .runlog import RunLog, finite
 from .setup import Setup, prepare
 from .signals import StopRequest
 from .unigram import Plateau, entropy, start_at_frequencies, token_counts, unigram
@@ -145,7 +145,7 @@ class Session:
         """
         if self.recipe.masking.mlm_probability_end is None:
             return None
-        tokens = step * (self.setup.loader.packer.store.num_tokens / self.state.steps_per_epoch)
+        tokens = step * self.setup.loader.tokens_a_step
         return self.recipe.masking.probability_at(self.config.progress(step, tokens, self.state.seconds, self.state.steps_per_epoch))
 
     def on_step(self, state: TrainState, step: Step) -> bool:
@@ -153,7 +153,7 @@ class Session:
         progress = state.progress(self.config)
         ending = progress >= 1 or self.stop.requested
         if step.skipped:
-            names = [self.setup.store.document_id(document) for document in step.documents]
+            names = [self.setup.loader.document_id(document) for document in step.documents]
             self.log.write({"event": "skipped", "step": state.step, "loss": repr(step.loss), "documents": names})
             self.log.notice(f"step {state.step} was skipped: its loss or gradient is not finite (documents in log.jsonl)")
         else:
@@ -180,13 +180,19 @@ class Session:
         metrics = heldout(self.setup.model, self.setup.eval_batches, self.setup.precision)
         self.last_evaluation = self.now()
         self.log.write({"event": "heldout", "step": self.state.step, **metrics})
+        if self.setup.general_batches:
+            general = heldout(self.setup.model, self.setup.general_batches, self.setup.precision)
+            self.log.write({"event": "general", "step": self.state.step, **general})
+            metrics["general"] = general
         return metrics
 
     def evaluate_and_compare(self) -> bool:
         """Evaluate, and return whether the model is better than at any evaluation before."""
         self.metrics = self.evaluate()
+        general = f"; general text {self.metrics['general']['masked_loss']:.3f}" if "general" in self.metrics else ""
         self.log.notice(
-            f"step {self.state.step}: held-out loss {self.metrics['masked_loss']:.3f}, accuracy {self.metrics['masked_accuracy']:.1%}"
+            f"step {self.state.step}: held-out loss {self.metrics['masked_loss']:.3f}, "
+            f"accuracy {self.metrics['masked_accuracy']:.1%}{general}"
         )
         better = self.metrics["masked_loss"] < self.info.get("best_loss", math.inf)
         if better:
@@ -207,7 +213,11 @@ class Session:
         info |= {"progress": state.progress(self.config), "last_evaluation": self.last_evaluation, "session": self.info}
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = info["heldout"]["masked_loss"] if info["heldout"] else None
-        self.checkpoints.save(state.step, lambda folder: save_model(state.model, self.setup.tokenizer, folder), tensors, info, loss=loss)
+        model = state.model
+        if self.recipe.lora.r:
+            tensors |= lora.tensors(model)
+            model = lora.merged(model)
+        self.checkpoints.save(state.step, lambda folder: save_model(model, self.setup.tokenizer, folder), tensors, info, loss=loss)
         self.last_save = self.now()
 
     def restore(self, found: Checkpoint) -> None:
@@ -217,6 +227,8 @@ class Session:
             for name in COUNTERS:
                 setattr(self.state, name, info[name])
             self.info = dict(info["session"])
+            if self.recipe.lora.r:
+                lora.load_tensors(self.setup.model, tensors, found.folder)
             optim.load_state_tensors(self.state.optimizers, tensors)
             torch.set_rng_state(tensors["rng.cpu"])
         except KeyError as error:
@@ -241,7 +253,7 @@ class Session:
         metrics |= {"step": chosen.step, "last_step": self.state.step, "tokens": self.state.tokens, "seconds": self.state.seconds}
         card = model_card(self.recipe, metrics, self.setup)
         write_folder(self.folder / "model", lambda folder: export(chosen, folder, card))
-        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        write_text(self.folder / "metrics.json", json.dumps(finite(metrics), indent=1, allow_nan=False) + "\n")
         self.log.write({"event": "end", "step": self.state.step, "chosen": chosen.step})
         return metrics
 

@@ -13,12 +13,14 @@ import torch
 from ..data.batch import PackedBatch
 from ..data.frozen import EVAL_MASKING, EVAL_SEED, content_keys, frozen_batches, frozen_order, masks_fingerprint
 from ..data.loader import Loader
+from ..data.masking import Vocabulary
+from ..data.replay import ReplayLoader
 from ..data.store import TokenStore
 from ..data.tokenizer import Specials, load_tokenizer, save_tokenizer, special_ids, tokenizer_hash
 from ..errors import CheckpointError, ConfigError, DataError
 from ..model.load import build_model, check_fit, check_folder, load_model, position_offset
 from ..model.memory import tune_allocator
-from . import extension
+from . import extension, lora, replay
 from .precision import Precision, choose
 from .recipe import Recipe
 from .trackers import check as check_trackers
@@ -40,10 +42,11 @@ class Setup:
     store: TokenStore
     heldout: TokenStore | None
     model: PreTrainedModel
-    loader: Loader
+    loader: Loader | ReplayLoader
     specials: Specials
     eval_batches: list[PackedBatch]  # frozen; empty where nothing is held out
     masks_fingerprint: str | None
+    general_batches: list[PackedBatch]  # frozen; of the replayed text's held-out part
 
 
 def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None]) -> Setup:
@@ -73,10 +76,36 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
         "max_length": recipe.data.max_length,
         "position_offset": position_offset(model),
     }
-    batch_tokens, micro_tokens = token_counts(recipe, store, device.type, num_special=2)
+    batch_tokens, micro_tokens, terms, general = 0, 0, None, None
+    loader: Loader | ReplayLoader
+    own = recipe
+    if recipe.data.replay:
+        general = replay.find_text(replay.REPLAY, recipe, folder, tokenizer, store.tokenizer_hash, is_packed, say)
+        limit = recipe.data.micro_tokens or max(MICRO_TOKENS.get(device.type, 8192), recipe.data.max_length)
+        (batch_tokens, micro_tokens), replayed = replay.parts(recipe.data, limit)
+        data = dataclasses.replace(recipe.data, batch_tokens=batch_tokens, micro_tokens=micro_tokens)
+        own = dataclasses.replace(recipe, data=data)
+    batch_tokens, micro_tokens = token_counts(own, store, device.type, num_special=2)
+    if recipe.masking.strategy == "terms":
+
+        def general_store() -> TokenStore:
+            text = general or replay.find_text(replay.GENERAL, recipe, folder, tokenizer, store.tokenizer_hash, is_packed, say)
+            return replay.open_train(text, store.tokenizer_hash, verify=verify)
+
+        known = Vocabulary(int(specials.mask), tuple(specials.all), store.vocab_size)
+        terms = replay.run_terms(folder, store, general_store, known, tokenizer, say)
     loader = Loader(
-        store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens, **shape
+        store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens, terms=terms, **shape
     )  # fmt: skip
+    general_batches: list[PackedBatch] = []
+    if general is not None:
+        other = replay.open_train(general, store.tokenizer_hash, verify=verify)
+        loader = replay.with_replay(loader, other, recipe, specials, replayed, say, **shape)
+        if (general / "heldout").is_dir():
+            kept = TokenStore.open(general / "heldout", tokenizer_hash=store.tokenizer_hash, verify=verify)
+            few = min(recipe.train.eval_tokens or replay.EVAL_TOKENS, replay.EVAL_TOKENS)
+            measured = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, eval_tokens=few))
+            general_batches, _ = eval_batches(kept, specials, measured, micro_tokens=min(micro_tokens, 4096), **shape)
     heldout: TokenStore | None = None
     batches: list[PackedBatch] = []
     fingerprint: str | None = None
@@ -85,7 +114,7 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
         batches, fingerprint = eval_batches(heldout, specials, recipe, micro_tokens=min(micro_tokens, 4096), **shape)
     resolved = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
     model.to(device)  # type: ignore[arg-type]
-    return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint)
+    return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint, general_batches)
 
 
 def find_device(name: str) -> torch.device:
@@ -114,6 +143,8 @@ def check_early(recipe: Recipe) -> None:
     check_trackers(recipe.train.trackers)
     extension.check(recipe, is_packed)
     check_general(recipe)
+    replay.check(recipe, is_packed)
+    lora.check(recipe.lora, recipe.base_model)
     if data.max_length < 8:
         raise ConfigError(f"data.max_length = {data.max_length}; allowed: 8 or more")
     if data.batch_tokens < data.max_length:
@@ -164,6 +195,8 @@ def find_corpus(
         corpus = Path(packed[0])
         if named is None and not (corpus / "tokenizer").is_dir():
             raise ConfigError(f"the packed corpus '{corpus}' has no tokenizer beside it; name the one that it was packed with: --tokenizer")
+        if data.held_out is not None and model_folder is None:
+            say(f"'{corpus}' is packed already, and what it holds out is what is measured on: held_out = {data.held_out:g} changes nothing")
         return corpus, load_tokenizer(named or corpus / "tokenizer")
     corpus = folder / "corpus"
     if is_packed(corpus):  # a run that was interrupted after packing
@@ -175,7 +208,7 @@ def find_corpus(
 
     say(f"packing {', '.join(data.sources)} into {corpus}")
     report = pack(
-        list(data.sources), corpus, tokenizer=tokenizer, held_out=data.held_out,
+        list(data.sources), corpus, tokenizer=tokenizer, held_out=data.held_out_share,
         format=data.format, text_column=data.text_column, encoding=data.encoding,
     )  # fmt: skip
     counts = report["documents"]
@@ -203,9 +236,18 @@ def trained_tokenizer(recipe: Recipe, folder: Path, say: Callable[[str], None]) 
 
 
 def find_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path, model_folder: Path | None) -> PreTrainedModel:
-    """Return the model of a run: a checkpoint's, the one that it continues, or a fresh one."""
-    if model_folder is not None:
-        return load_model(model_folder, tokenizer=tokenizer)
+    """Return the model of a run: a checkpoint's, the one that it continues, or a fresh one; with LoRA, its matrices beside the base's."""
+    if recipe.lora.r:  # a checkpoint's weights are merged: what it trains stands on the base, and is restored with the optimizer
+        base = lora.keep_base(folder, lambda: _start(recipe, tokenizer, folder), tokenizer)
+        model = load_model(base, tokenizer=tokenizer)
+        lora.inject(model, recipe.lora, seed=recipe.train.seed)
+        if recipe.data.extend_vocab:
+            lora.train_embeddings(model)
+        return model
+    return load_model(model_folder, tokenizer=tokenizer) if model_folder is not None else _start(recipe, tokenizer, folder)
+
+
+def _start(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedModel:
     if recipe.base_model is not None and recipe.data.extend_vocab:
         return extension.extended_model(folder, load_model(recipe.base_model))
     if recipe.base_model is not None:
