@@ -392,3 +392,12 @@ def test_a_disk_that_is_full_is_a_run_error(tmp_path):
 
     with pytest.raises(RunError, match="could not be written.*No space left.*make room"):
         save_tokenizer(Full(), tmp_path)
+
+
+def test_wordpiece_is_full_though_the_text_has_many_rare_characters():
+    rare = [chr(0x4E00 + number) for number in range(1500)]
+    names = [f"na{a}me{b}ro{c}" for a in "bcdfghklmn" for b in "pqrstvwxyz" for c in "aeiouy"]
+    texts = [" ".join([*names[start::7], rare[start]]) for start in range(1500)]
+    tokenizer = train_tokenizer(texts, vocab_size=400, min_frequency=2)
+    assert len(tokenizer) == 400
+    assert max(len(token) for token in tokenizer.get_vocab()) > 4  # it is merges that fill it, not characters

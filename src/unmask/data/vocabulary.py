@@ -106,6 +106,9 @@ def _untrained(
         steps.append(normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents))
         mark = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([_bert_words(digits), mark])
+        # merges enough to fill the vocabulary when those of rare characters, and "▁x" for x, have been left out
+        limit = _alphabet_limit(vocab_size)
+        common |= {"vocab_size": vocab_size + 2 * limit, "limit_alphabet": limit + 1}
         trainer = trainers.BpeTrainer(min_frequency=min_frequency, special_tokens=_special(names, kind), **common)
         backend.normalizer = normalizers.Sequence(steps)
         return backend, trainer
@@ -129,6 +132,11 @@ def _untrained(
         trainer = trainers.UnigramTrainer(special_tokens=_special(names, kind), unk_token="[UNK]", **common)
     backend.normalizer = normalizers.Sequence(steps)
     return backend, trainer
+
+
+def _alphabet_limit(vocab_size: int) -> int:
+    """Return how many characters a WordPiece vocabulary holds; each takes two entries, itself and ##itself, and the rare ones become [UNK]."""
+    return max(100, vocab_size // 8)
 
 
 def _special(names: list[str], kind: str) -> list[Any]:
@@ -156,9 +164,8 @@ def _to_wordpiece(bpe: Tokenizer, names: list[str], characters: Counter[str], vo
     for character, count in characters.items():
         for part in bpe.normalizer.normalize_str(character) if bpe.normalizer else character:
             counts[part] += count
-    # every character takes two entries, itself and ##itself: the rare ones become [UNK]
-    limit = max(100, vocab_size // 8)
-    alphabet = {character for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]}
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: _alphabet_limit(vocab_size)]
+    alphabet = {character for character, _ in common}
     learnt = sorted(bpe.get_vocab().items(), key=lambda item: item[1])[len(names) :]
     single = [token for token, _ in learnt if len(token) == 1 and token in alphabet]
     tokens = dict.fromkeys([*names, *single, *(f"##{token}" for token in single)])
