@@ -135,7 +135,7 @@ def _untrained(
 
 
 def _alphabet_limit(vocab_size: int) -> int:
-    """Return how many characters a WordPiece vocabulary holds; each takes two entries, itself and ##itself, and the rare ones become [UNK]."""
+    """Return how many characters a WordPiece vocabulary holds, each as itself and as ##itself; the rare ones become [UNK]."""
     return max(100, vocab_size // 8)
 
 
