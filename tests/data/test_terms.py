@@ -76,6 +76,16 @@ def test_what_stands_out_and_what_is_written_down(texts, tmp_path):
         load_terms(tmp_path / "terms.json")
 
 
+def test_no_more_words_stand_out_than_a_fifth_of_the_tokens(tmp_path):
+    """Words 30 to 39 are in the domain alone, [30] twice as often as the rest: with another one it would have more than a fifth."""
+    words = [[number] for number in range(30, 40)]
+    domain = make_store(tmp_path / "domain", [[*words, [30], [5], [6]] * 30])
+    general = make_store(tmp_path / "general", [[[5], [6], [7], [8]] * 200])
+    found = find_terms(domain, general, VOCABULARY, Letters())
+    assert [term["ids"] for term in found["terms"]] == [[30]]
+    assert found["share_of_tokens"] == pytest.approx(2 / 13)
+
+
 def test_text_against_itself_has_no_terms(texts):
     with pytest.raises(DataError, match=r"no word of the domain \(240 words\) stands out"):
         find_terms(texts[0], texts[0], VOCABULARY, Letters())

@@ -17,12 +17,14 @@ ENOUGH = 20_000_000  # tokens: of a larger corpus every so many-th document is c
 MIN_COUNT = 5  # in the domain: rarer words say little
 MIN_RATIO = 4.0  # times as frequent in the domain as in general text
 MIN_Z = 3.0  # standard errors that the logarithm of the ratio lies above zero
+MAX_SHARE = 0.2  # of the tokens of the domain: where half of all words stand out, none does
 SMOOTHING = 0.5  # added to every count
 
 DEFINITION = (
     f"words that occur at least {MIN_COUNT} times in the domain, whose odds there are at least {MIN_RATIO:g} times those in the general "
-    f"text, and whose log-odds differ by at least {MIN_Z:g} standard errors; score: natural logarithm of the ratio of the odds, "
-    f"{SMOOTHING:g} added to each count (Monroe, Colaresi & Quinn 2008, with a flat prior)"
+    f"text, and whose log-odds differ by at least {MIN_Z:g} standard errors; of them those with the "
+    f"highest scores, as many as have {MAX_SHARE:.0%} of the domain's tokens (one at least); score: natural logarithm of the ratio of "
+    f"the odds, {SMOOTHING:g} added to each count (Monroe et al. 2008, with a flat prior)"
 )
 
 
@@ -86,22 +88,27 @@ def find_terms(domain: TokenStore, general: TokenStore, vocabulary: Vocabulary, 
     other[mine] = there.counts[theirs]
     score, z = log_odds(here.counts, total, other, other_total)
     found = np.flatnonzero((here.counts >= MIN_COUNT) & (score >= np.log(MIN_RATIO)) & (z >= MIN_Z))
-    terms = []
+    sizes = here.stop - here.start
+    num_tokens = int((here.counts * sizes).sum())
+    terms: list[dict[str, Any]] = []
+    tokens = 0
     for word in found[np.lexsort((here.hashes[found], -score[found]))]:
         ids = domain.ids(int(here.document[word]))[here.start[word] : here.stop[word]].tolist()
         text = tokenizer.decode(ids).strip()
-        if any(character.isalpha() for character in text):  # no numbers, no punctuation
-            counts = {"count": int(here.counts[word]), "general_count": int(other[word])}
-            terms.append({"word": text, "score": round(float(score[word]), 4), "z": round(float(z[word]), 2), **counts, "ids": ids})
+        if not any(character.isalpha() for character in text):  # numbers, punctuation
+            continue
+        if terms and tokens + int(here.counts[word] * sizes[word]) > MAX_SHARE * num_tokens:
+            break
+        tokens += int(here.counts[word] * sizes[word])
+        counts = {"count": int(here.counts[word]), "general_count": int(other[word])}
+        terms.append({"word": text, "score": round(float(score[word]), 4), "z": round(float(z[word]), 2), **counts, "ids": ids})
     if not terms:
         raise DataError(
             f"no word of the domain ({total:,} words) stands out against the general text ({other_total:,} words): {DEFINITION}; "
             "give more text, or another masking.strategy (whole_word)"
         )
-    sizes = here.stop - here.start
-    tokens = sum(term["count"] * len(term["ids"]) for term in terms)
     return {
-        "definition": DEFINITION, "share_of_tokens": tokens / int((here.counts * sizes).sum()), "num_terms": len(terms),
+        "definition": DEFINITION, "share_of_tokens": tokens / num_tokens, "num_terms": len(terms),
         "num_words": total, "num_general_words": other_total, "terms": terms,
     }  # fmt: skip
 

@@ -26,7 +26,9 @@ Say = Callable[[str], None]
 
 
 def check(recipe: Recipe, is_packed: Callable[[str], bool]) -> None:
-    """Raise ConfigError for replay or terms that cannot be, as far as that can be seen at once."""
+    """Raise an error for replay or terms that cannot be, as far as that can be seen at once."""
+    from ..data.text import expand
+
     data = recipe.data
     if recipe.masking.strategy == "terms" and not (data.replay or data.general):
         raise ConfigError(
@@ -47,6 +49,7 @@ def check(recipe: Recipe, is_packed: Callable[[str], bool]) -> None:
             f"data.replay names the packed corpus '{packed[0]}' and something else; name one packed corpus alone, or files only"
         )
     if not packed:
+        expand(list(data.replay))  # a file that is not there is told before the domain is packed
         for name, others in (("data.sources", data.sources), ("data.general", data.general)):
             both = sorted(set(data.replay) & set(others))
             if both and name == "data.sources":
