@@ -14,9 +14,8 @@ import unmask
 from unmask.cli import dispatch
 from unmask.data.tokenizer import train_tokenizer
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.evaluate.paired import expanded
 from unmask.evaluate.shared import encoded, find_words
-from unmask.evaluate.stats import weights
+from unmask.evaluate.stats import expanded, weights
 
 from ..conftest import sentences
 

@@ -126,6 +126,15 @@ def test_the_interval_is_that_of_scipy(many):
     assert ours["high"] == pytest.approx(theirs.confidence_interval.high, abs=0.08 * spread)
 
 
+def test_intervals_are_centred_on_their_numbers(many):
+    """Also those of averages over the vocabulary, whose resamples hold fewer tokens and so lie beside it."""
+    found = metrics(many, resamples=200)
+    rows = [found, *(row for rows in found["slices"].values() for row in rows)]
+    entries = [entry for row in rows for entry in row.values() if isinstance(entry, dict) and entry.get("low") is not None]
+    assert len(entries) > 14
+    assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in entries)
+
+
 def test_resamples_by_hand(many):
     """The numbers of a resample are those of records in which each document stands as often as it was drawn."""
     drawn = next(stats.weights(80, 3, 0))[2].astype(int)

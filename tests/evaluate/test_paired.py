@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from unmask.evaluate.paired import Difference, difference, expanded, mcnemar, verdict
-from unmask.evaluate.stats import weights
+from unmask.evaluate.paired import Difference, difference, mcnemar, verdict
+from unmask.evaluate.stats import expanded, weights
 
 
 def made(low, high, *, num_documents=50):

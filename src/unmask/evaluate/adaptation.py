@@ -76,7 +76,7 @@ def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None
         "kind": "adaptation", "before": recipe.base_model, "after": str(folder / "model"), "same_tokenizer": same, "texts": texts,
         "vocabulary": _vocabulary(folder / VOCABULARY),
         "definitions": {**DEFINITIONS, "fertility": "tokens per word, a word being what stands between spaces"},
-        "interval": {"level": 0.95, "method": "paired percentile bootstrap over documents", "resamples": resamples},
+        "interval": {"level": 0.95, "method": "paired expanded percentile bootstrap over documents", "resamples": resamples},
     }  # fmt: skip
     write_text(folder / ADAPTATION, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     card = folder / "model" / "README.md"

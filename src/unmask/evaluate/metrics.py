@@ -96,7 +96,8 @@ def metrics(records: Records, *, resamples: int = RESAMPLES, seed: int = 0, leve
         "num_masked_types": len(labels),
         "masks_fingerprint": records.fingerprint,
         "interval": {
-            "level": level, "method": "percentile bootstrap over documents", "resamples": resamples, "seed": seed,
+            "level": level, "method": "expanded percentile bootstrap over documents, centred on the number",
+            "resamples": resamples, "seed": seed,
             "num_units": int(units(records.num_documents).max(initial=-1)) + 1,
             "why_none": no_interval(found.num_documents[""], resamples),
         },

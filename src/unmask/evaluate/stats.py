@@ -42,6 +42,18 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float] |
     return float(low), float(high)
 
 
+def expanded(num_documents: int, level: float = LEVEL) -> float:
+    """Return which percentiles of resamples make an interval of `level`: of few documents wider ones, as Student's t is wider.
+
+    Plain percentiles call a difference of nothing real in 16% of cases with 6 documents, in 9% with 20 (simulated); these in 5% to 8%.
+    Source: Hesterberg 2015, expanded percentile interval.
+    """
+    from scipy.stats import norm, t
+
+    reach = t.ppf((1 + level) / 2, num_documents - 1) * np.sqrt(num_documents / (num_documents - 1))
+    return float(1 - 2 * norm.cdf(-reach))
+
+
 def no_interval(num_documents: int, resamples: int) -> str | None:
     """Return why there can be no interval; None where there can."""
     if num_documents < 2:
@@ -52,7 +64,10 @@ def no_interval(num_documents: int, resamples: int) -> str | None:
 def with_interval(value: float, samples: np.ndarray, num_documents: int, count: int, level: float = LEVEL) -> dict[str, Any]:
     """Return a number as it is written down: value, low and high (null with the reason in `why`), and the count it is taken over."""
     why = no_interval(num_documents, len(samples))
-    found = None if why else interval(samples, level)
+    # a resample holds fewer kinds of tokens than the text, which moves what is averaged over kinds: its middle is put where the number is
+    known = samples[np.isfinite(samples)]
+    moved = value - np.median(known) if len(known) and np.isfinite(value) else 0.0
+    found = None if why else interval(samples + moved, expanded(num_documents, level))
     if why is None and found is None:
         why = "most resamples hold nothing of it: it stands in too few documents; measure on more"
     low, high = found or (None, None)
