@@ -11,11 +11,11 @@ from unmask.infer.engine import Engine, Request
 from unmask.model.attention import enable_packing, is_packed
 
 V, LIMIT = 90, 56
-FAMILIES = ["bert", "roberta", "modernbert", "deberta-v2"]
+FAMILIES = ["bert", "roberta", "modernbert", "distilbert", "electra", "deberta-v2"]
 
 
 def configuration(family):
-    from transformers import BertConfig, DebertaV2Config, ModernBertConfig, RobertaConfig
+    from transformers import BertConfig, DebertaV2Config, DistilBertConfig, ElectraConfig, ModernBertConfig, RobertaConfig
 
     dials = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
@@ -23,6 +23,8 @@ def configuration(family):
         "bert": lambda: BertConfig(**dials, max_position_embeddings=LIMIT),
         "roberta": lambda: RobertaConfig(**dials, max_position_embeddings=LIMIT + 2, pad_token_id=1),
         "modernbert": lambda: ModernBertConfig(**dials, **ends, max_position_embeddings=LIMIT, local_attention=8),
+        "distilbert": lambda: DistilBertConfig(vocab_size=V, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=LIMIT),
+        "electra": lambda: ElectraConfig(**dials, embedding_size=24, max_position_embeddings=LIMIT),
         "deberta-v2": lambda: DebertaV2Config(**dials, max_position_embeddings=LIMIT, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     }[family]()
 
@@ -180,3 +182,79 @@ def test_labels_go_with_their_places(engine):
         places = torch.as_tensor(np.asarray(request.positions))
         labels = places % 7 if request.labels is not None else torch.as_tensor(np.asarray(request.input_ids))[places]
         torch.testing.assert_close(value, logits.gather(1, labels[:, None])[:, 0])
+
+
+def test_threads_share_a_model(pair):
+    """Several engines of one model in several threads, each with other rows asked for."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    shared = Engine(pair[0], max_tokens=60)
+    asked = [sequences(12, seed=number) for number in range(6)]
+    alone_first = [list(shared.logits(requests)) for requests in asked]
+
+    def work(number):
+        engine = shared if number % 2 else Engine(pair[0], max_tokens=100)
+        return list(engine.logits(asked[number]))
+
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(2):
+            for expected, given in zip(alone_first, pool.map(work, range(6)), strict=True):
+                for one, other in zip(expected, given, strict=True):
+                    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_a_budget_that_did_not_fit_is_not_tried_again(engine, monkeypatch, error):
+    import unmask.infer.backends.torch as module
+
+    real, seen = module.forward_packed, []
+
+    def small(model, batch):
+        seen.append(batch.num_tokens)
+        if batch.num_tokens > 60:
+            raise error
+        return real(model, batch)
+
+    monkeypatch.setattr(module, "forward_packed", small)
+    engine.max_tokens = 1000
+    list(engine.logits(sequences(40)))
+    assert max(seen) > 60 and engine.max_tokens < 100
+    seen.clear()
+    engine.max_tokens = min(engine.max_tokens, 60)
+    list(engine.logits(sequences(40)))
+    assert max(seen) <= 60
+
+
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.01, "fp32"), (1.0, "fp32"), (1.2, "fp32"), (2.2, "bf16")])
+def test_auto_takes_bf16_only_where_it_is_faster(engine, monkeypatch, speedup, chosen):
+    from unmask.train import precision
+
+    monkeypatch.setattr(precision, "bf16_speedup", lambda device: speedup)
+    assert Engine(engine.model, precision="auto").precision.name == chosen
+
+
+def test_a_backend_of_numpy_needs_no_torch():
+    code = """
+import sys
+import numpy as np
+from unmask.infer.backends import Backend
+from unmask.infer.engine import Engine, Request
+import unmask.tasks.fill, unmask.data.plain, unmask.infer.targets
+
+class Echo(Backend):
+    name, max_length = "echo", 9
+
+    def forward(self, batch):
+        return np.eye(20, dtype=np.float32)[batch.input_ids[batch.label_positions]]
+
+requests = [Request([2, n, 3], [1]) for n in (7, 5, 9)]
+assert [int(row.argmax()) for row in Engine(Echo(), max_tokens=4).logits(requests)] == [7, 5, 9]
+assert not {"torch", "transformers"} & set(sys.modules), "loaded"
+"""
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
