@@ -295,7 +295,10 @@ class Filler:
 
         for mask, words in enumerate(long):
             if words:
-                scored = [one for one in score(self, item, mask, words) if one.error is None]
+                scored = score(self, item, mask, words)
+                failed = next(((word, one.error) for word, one in zip(words, scored, strict=True) if one.error is not None), None)
+                if failed is not None:
+                    return masks, f"{failed[0]!r} of the vocabulary cannot be scored here ({failed[1]}); leave it out"
                 both = sorted([*masks[mask], *scored], key=lambda one: -one.log_prob / one.num_pieces)
                 masks[mask] = tuple(both[: chosen.top_k])
         return masks, None
