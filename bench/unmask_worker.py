@@ -69,7 +69,7 @@ def main(mode: str, tokens: str, tokenizer_folder: str, settings: str, work: str
 
         recipe = recipes.load(settings={**FREE, "train": {"max_minutes": options.pop("seconds") / 60}}, overrides=options.pop("set", []))
     tokenizer = load_tokenizer(tokenizer_folder)
-    store = store_of(tokens, tokenizer, Path(work) / f"store-{mode}")
+    store = store_of(tokens, tokenizer, Path(work) / f"store-{Path(tokens).stem}")
     max_length = recipe.data.max_length if mode == "loss" else 512
     model = build_model(recipe.model, tokenizer, max_length=max_length, seed=0)
     batch_tokens = recipe.data.batch_tokens
