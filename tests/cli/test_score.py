@@ -115,3 +115,13 @@ def test_folders_that_are_not_written_into(tiny_bert, tmp_path, capsys):
     assert "holds no scores" in capsys.readouterr().err
     run(tiny_bert, "a", "-o", tmp_path / "mine.txt", code=2)
     assert "is a file" in capsys.readouterr().err
+
+
+def test_of_two_into_one_folder_the_second_is_refused_and_takes_nothing(tiny_bert, tmp_path, capsys):
+    from unmask.data.whole import alone
+
+    args = [tiny_bert, "The nurse calls.", "-o", tmp_path / "out"]
+    run(*args)
+    with alone(tmp_path / "out" / "scores.jsonl.partial", file=True):
+        run(*args, code=2)
+    assert "another process is at work on" in capsys.readouterr().err and (tmp_path / "out" / "metrics.json").is_file()

@@ -93,3 +93,11 @@ def test_overwriting_takes_nothing_but_tokenizers(corpus, tmp_path, capsys):
     run(corpus, "-o", other, "--overwrite", code=2)
     assert "holds a model too" in capsys.readouterr().err
     assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_of_two_into_one_folder_the_second_is_refused(corpus, tmp_path, capsys):
+    from unmask.data.whole import alone
+
+    with alone(tmp_path / "tok.partial"):
+        run(corpus, "-o", tmp_path / "tok", "--vocab-size", 200, "--layout", "line", code=2)
+    assert f"another process is at work on '{tmp_path / 'tok'}'" in capsys.readouterr().err

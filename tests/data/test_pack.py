@@ -197,6 +197,28 @@ def test_what_a_killed_pack_left_is_replaced(tmp_path: Path, texts: list[str], t
     assert (tmp_path / "new.partial" / "mine.txt").exists()
 
 
+def test_of_two_packs_into_one_folder_the_second_is_refused(tmp_path: Path, texts: list[str], tokenizer: Any) -> None:
+    source = write(tmp_path / "x.txt", texts)
+
+    def second(stage: str, num_documents: int, num_bytes: int) -> None:
+        if stage == "tokenize":
+            with pytest.raises(StoreError, match=r"another process is at work on '.*out'"):
+                pack(source, tmp_path / "out", tokenizer=tokenizer)
+
+    pack(source, tmp_path / "out", tokenizer=tokenizer, progress=second)
+    assert len(stored(tmp_path / "out", "train", tokenizer)) > 300
+
+    class Late(list[Path]):  # the first ends after the second has looked, before it begins
+        def __iter__(self) -> Any:
+            (tmp_path / "new").mkdir(exist_ok=True)
+            write(tmp_path / "new" / "report.json", ["of the first"])
+            return super().__iter__()
+
+    with pytest.raises(StoreError, match="exists already"):
+        pack(Late([source]), tmp_path / "new", tokenizer=tokenizer)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"] and not (tmp_path / "new.partial").exists()
+
+
 def test_bad_files_stop_the_pack_or_are_reported(tmp_path: Path, texts: list[str], tokenizer: Any) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()

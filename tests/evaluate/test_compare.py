@@ -337,3 +337,13 @@ def test_the_command(dot, other, cased, text, tmp_path, capsys):
     assert dispatch(["compare", str(dot), str(cased), "--data", str(text), "--resamples", "50"]) == 0
     found = capsys.readouterr()
     assert "masked words of 40 documents" in found.out and "note: The tokenizers differ" in found.err
+
+
+def test_of_two_into_one_folder_the_second_is_refused_and_takes_nothing(tiny_bert, dot, sentences_file, tmp_path):
+    from unmask.data.whole import alone
+
+    unmask.compare(tiny_bert, dot, sentences_file, output=tmp_path / "out", resamples=0)
+    before = (tmp_path / "out" / "metrics.json").read_bytes()
+    with alone(tmp_path / "out"), pytest.raises(CheckpointError, match="another process is at work on"):
+        unmask.compare(dot, tiny_bert, sentences_file, output=tmp_path / "out", resamples=0)
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == before

@@ -63,6 +63,21 @@ def test_frequencies_of_the_training_text(run, corpus):
     assert (own["settings"]["frequencies"], trained["settings"]["frequencies"]) == ("this text", "another text")
 
 
+def test_of_two_into_one_folder_the_second_is_refused_and_takes_nothing(run, tmp_path):
+    from unmask.data.whole import alone
+
+    out = tmp_path / "out"
+    unmask.evaluate(run.folder, output=out, resamples=0)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with alone(out), pytest.raises(CheckpointError, match="another process is at work on"):
+        unmask.evaluate(run.folder, output=out, policy="mask", resamples=0)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "label.part").touch()  # of one that was killed
+    assert unmask.evaluate(run.folder, output=killed, resamples=0)["masked_loss"]
+
+
 def test_what_is_left_behind(run, corpus, tmp_path):
     out = tmp_path / "out"
     found = unmask.evaluate(run.folder, output=out, predictions=True)

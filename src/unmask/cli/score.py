@@ -91,17 +91,19 @@ def score(
         for name, result in scored:
             print(_line(name, result)) if as_json else _show(name, result, tokens)
     else:
-        from ..evaluate.evaluation import write
+        from ..data.whole import whole_file
         from ..evaluate.report import write as write_report
 
         output.mkdir(parents=True, exist_ok=True)
-        (output / METRICS).unlink(missing_ok=True)  # one that ends early must not leave those of another
-        write(output / SCORES, (_line(name, result) + "\n" for name, result in scored))
+        with whole_file(output / SCORES) as file:
+            (output / METRICS).unlink(missing_ok=True)  # one that ends early must not leave those of another
+            file.writelines(_line(name, result) + "\n" for name, result in scored)
     if not totals.num_tokens:
         raise TaskError("no text could be scored" if totals.num_texts else f"there is no text in {', '.join(data or [])}")
     metrics = {"settings": settings, **totals.metrics()}
     if output is not None:
-        write(output / METRICS, [json.dumps(metrics, indent=1, ensure_ascii=False) + "\n"])
+        with whole_file(output / METRICS) as file:
+            file.write(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
         write_report(output)
         print(f"written to {output}", file=sys.stderr)
     if as_json:

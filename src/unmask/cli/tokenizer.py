@@ -12,6 +12,7 @@ import typer
 from ..errors import ConfigError, TokenizerError
 
 HELD_BYTES = 4_000_000  # of held-out text to measure on: more of it changes no digit that is shown
+MADE_OF = ("tokenizer.json", "tokenizer_config.json")
 COLUMNS = {
     "vocab_size": ("vocabulary", "{:,}"), "fertility": ("pieces/word", "{:.3f}"), "unknown_rate": ("unknown", "{:.4%}"),
     "bytes_per_token": ("bytes/piece", "{:.2f}"), "round_trip": ("round trip", "{:.2%}"),
@@ -45,29 +46,27 @@ def tokenizer(
     The folder loads with transformers' AutoTokenizer, and goes to `unmask pack --tokenizer`.
     """
     from ..data.text import read
-    from ..data.tokenizer import describe, load_tokenizer, tokenizer_hash, train_tokenizer
+    from ..data.tokenizer import describe, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
+    from ..data.whole import whole_folder
     from ..rng import rng
 
     if out is None and not compare:
         raise ConfigError("nothing to do: name the folder to make with -o OUT, or tokenizers to describe with --compare NAME")
     if not 0 <= held_out < 1:
         raise ConfigError(f"--held-out {held_out}: the share of documents to measure on is at least 0 and below 1, 0.05 for one in twenty")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise TokenizerError(f"'{out}' exists; name another folder, or replace it with --overwrite")
-    if out is not None and overwrite and out.exists() and not (out / "tokenizer.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise TokenizerError(f"'{out}' is not a tokenizer's folder, so it is not overwritten; choose a new name, or remove it yourself")
-    if out is not None and overwrite and (out / "config.json").is_file():
-        raise TokenizerError(f"'{out}' holds a model too, so it is not overwritten; choose a new name, or remove it yourself")
+    _check_out(out, overwrite)
     others = {name: load_tokenizer(name) for name in compare or []}
     documents = read(sources, format=format, text_column=text_column, layout=layout, encoding=encoding)
     text = Split(documents, held_out if out is not None else 1.0)
     started, made = time.monotonic(), None
     if out is not None:
-        made = train_tokenizer(
-            text, kind=kind, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents, digits=digits,  # type: ignore[arg-type]
-            special_tokens=special_token or (), min_frequency=min_frequency, max_length=max_length,
-        )  # fmt: skip
-        _save(made, out)
+        with whole_folder(out, made_of=MADE_OF, error=TokenizerError) as partial:
+            _check_out(out, overwrite)  # once more: another process may have finished meanwhile
+            made = train_tokenizer(
+                text, kind=kind, vocab_size=vocab_size, lowercase=lowercase, strip_accents=strip_accents, digits=digits,  # type: ignore[arg-type]
+                special_tokens=special_token or (), min_frequency=min_frequency, max_length=max_length,
+            )  # fmt: skip
+            save_tokenizer(made, partial)
     else:
         for _ in text:
             pass
@@ -124,18 +123,16 @@ class Split:
             yield text
 
 
-def _save(made: Any, out: Path) -> None:
-    """Write the folder beside its place and move it there whole."""
-    import shutil
-
-    from ..data.tokenizer import save_tokenizer
-
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_tokenizer(made, partial)
-    if out.exists():
-        shutil.rmtree(out)
-    partial.rename(out)
+def _check_out(out: Path | None, overwrite: bool) -> None:
+    """Raise TokenizerError where something is in the way, and is not a tokenizer that may be overwritten."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise TokenizerError(f"'{out}' exists; name another folder, or replace it with --overwrite")
+    if not (out / "tokenizer.json").is_file():
+        raise TokenizerError(f"'{out}' is not a tokenizer's folder, so it is not overwritten; choose a new name, or remove it yourself")
+    if (out / "config.json").is_file():
+        raise TokenizerError(f"'{out}' holds a model too, so it is not overwritten; choose a new name, or remove it yourself")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

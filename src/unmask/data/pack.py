@@ -27,12 +27,14 @@ from .files import EmptyFile
 from .near import NUM_BANDS, KeyIndex, band_keys
 from .spill import Spill
 from .text import Document, read
+from .whole import whole_folder
 
 Progress = Callable[[str, int, int], None]  # stage, documents and bytes done so far
 
 BATCH_BYTES, BATCH_DOCUMENTS = 1 << 20, 1000
 EXACT, NEAR, SHARED = 1, 2, 4  # the flags of a document: its text came before, one much like it did, one much like it is there
 DEDUP = ("near", "exact", "none")
+MADE_OF = ("work", "train", "heldout", "heldout.jsonl", "tokenizer", "report.json")
 LEFT_OUT_SHOWN, SOURCES_SHOWN = 20, 100
 
 
@@ -80,21 +82,16 @@ def pack(
     counts = Counts()
     documents = read(sources, on_skip=_skipper(counts, skip_bad), **reading)
     encoder = Encoder.of(tokenizer)
-    partial = out.with_name(out.name + ".partial")
-    _clear_partial(partial)
     try:
-        partial.mkdir(parents=True)
-        report = _pack(documents, partial, encoder, held_out, dedup, counts, progress or (lambda stage, num_documents, num_bytes: None))
-        _publish(partial, out)
+        with whole_folder(out, made_of=MADE_OF, error=StoreError) as partial:
+            _check_out(out, overwrite)  # once more: another pack may have finished meanwhile
+            return _pack(documents, partial, encoder, held_out, dedup, counts, progress or (lambda stage, num_documents, num_bytes: None))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"the disk is full while packing into '{out}'; free some space (the corpus needs about twice its size meanwhile)"
             ) from None
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return report
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -104,25 +101,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise StoreError(f"'{out}' exists already; choose a new name, or pack over it with --overwrite")
     if not (out / "report.json").exists() or not (out / "train").is_dir():
         raise StoreError(f"'{out}' is not a packed corpus, so it is not overwritten; choose a new name, or remove it yourself")
-
-
-def _clear_partial(partial: Path) -> None:
-    """Remove what a pack that was killed has left."""
-    if partial.exists():
-        if any(partial.iterdir()) and not any((partial / name).exists() for name in ("work", "train", "report.json")):
-            raise StoreError(f"'{partial}' is in the way and was not made by unmask; move it away")
-        shutil.rmtree(partial)
-
-
-def _publish(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old)
 
 
 def _skipper(counts: Counts, skip_bad: bool) -> Callable[[DataError], None]:

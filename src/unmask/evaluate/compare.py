@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..data.frozen import EVAL_SEED
 from ..data.tokenizer import tokenizer_hash
+from ..data.whole import alone
 from ..errors import CheckpointError, ConfigError
 from .evaluation import METRICS, load
 from .evaluation import write as write_lines
@@ -140,16 +142,20 @@ def compare(
             "alone; leave it out"
         )
     options = {"seed": seed, "max_length": max_length, "slice_by": slice_by, "resamples": resamples, **reading}
-    if same:
-        folders = (None, None) if folder is None else (folder / "a", folder / "b")
-        pairs = tokens(models, data, policy=policy or "corrupt", views=views, folders=folders, progress=progress, **options)
-    else:
-        pairs = words(models, data, **options)
-    precisions = {"precision": [engine.precision.name for engine, _ in models]}
-    found = _compare(pairs, str(a), str(b), metric, margin, resamples, precisions)
-    if folder is not None:
-        found.save(folder)
-    return found
+    with alone(folder) if folder is not None else contextlib.nullcontext():
+        if folder is not None:
+            for stale in (METRICS, FLIPS, REPORT):  # one that ends early must not leave those of another
+                (folder / stale).unlink(missing_ok=True)
+        if same:
+            folders = (None, None) if folder is None else (folder / "a", folder / "b")
+            pairs = tokens(models, data, policy=policy or "corrupt", views=views, folders=folders, progress=progress, **options)
+        else:
+            pairs = words(models, data, **options)
+        precisions = {"precision": [engine.precision.name for engine, _ in models]}
+        found = _compare(pairs, str(a), str(b), metric, margin, resamples, precisions)
+        if folder is not None:
+            found.save(folder)
+        return found
 
 
 def _room(folder: Path) -> Path:
@@ -159,8 +165,6 @@ def _room(folder: Path) -> Path:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if FLIPS not in there and there - {"a", "b"}:
         raise CheckpointError(f"'{folder}' holds something that is no comparison; name another folder with -o")
-    for stale in (METRICS, FLIPS, REPORT):  # one that ends early must not leave those of another
-        (folder / stale).unlink(missing_ok=True)
     return folder
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..config import read_toml
 from ..data.frozen import EVAL_SEED, POLICIES
 from ..data.store import TokenStore
 from ..data.tokenizer import load_tokenizer, tokenizer_hash
+from ..data.whole import alone, whole_file
 from ..errors import CheckpointError, ConfigError, DataError
 from .metrics import metrics as metrics_of
 from .records import ACTIONS, Records
@@ -93,22 +94,23 @@ def evaluate(
         max_length = min(defaults["max_length"], engine.max_length or defaults["max_length"])
     text = open_text(data, tokenizer, slice_by=slice_by, max_tokens=max_tokens, **reading)
     counts = None if frequencies is None else token_frequencies(frequencies, tokenizer)
-    if folder is not None:
-        for stale in (METRICS, PREDICTIONS, WORST, REPORT):  # one that ends early must not leave those of another
-            (folder / stale).unlink(missing_ok=True)
-    records = measure(
-        engine, text, policy=policy, views=views, seed=seed, max_length=max_length, frequencies=counts, folder=folder,
-        info={"model": name, "max_tokens": max_tokens}, progress=progress,
-    )  # fmt: skip
-    found = metrics_of(records, resamples=resamples)
-    found["num_documents_empty"] = text.num_empty
-    if folder is not None:
-        write(folder / METRICS, [json.dumps(found, indent=1, ensure_ascii=False) + "\n"])
-        if predictions:
-            write(folder / PREDICTIONS, predicted(records, tokenizer))
-        keep_worst(records, text, folder)
-        write_report(folder)
-    return Evaluation(found, records)
+    with alone(folder) if folder is not None else contextlib.nullcontext():
+        if folder is not None:
+            for stale in (METRICS, PREDICTIONS, WORST, REPORT):  # one that ends early must not leave those of another
+                (folder / stale).unlink(missing_ok=True)
+        records = measure(
+            engine, text, policy=policy, views=views, seed=seed, max_length=max_length, frequencies=counts, folder=folder,
+            info={"model": name, "max_tokens": max_tokens}, progress=progress,
+        )  # fmt: skip
+        found = metrics_of(records, resamples=resamples)
+        found["num_documents_empty"] = text.num_empty
+        if folder is not None:
+            write(folder / METRICS, [json.dumps(found, indent=1, ensure_ascii=False) + "\n"])
+            if predictions:
+                write(folder / PREDICTIONS, predicted(records, tokenizer))
+            keep_worst(records, text, folder)
+            write_report(folder)
+        return Evaluation(found, records)
 
 
 def load(
@@ -199,7 +201,8 @@ def check_output(output: str | Path | None) -> Path | None:
     folder = Path(output).expanduser()
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file; name a folder for the evaluation")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "records.arrow").is_file():
+    left = [path for path in folder.iterdir() if path.suffix != ".part"] if folder.is_dir() else []  # a killed one has left parts
+    if left and not (folder / "records.arrow").is_file():
         raise CheckpointError(f"'{folder}' exists and holds no evaluation, so nothing is written into it; choose another name")
     return folder
 
@@ -223,7 +226,5 @@ def predicted(records: Records, tokenizer: Any) -> Iterator[str]:
 
 def write(path: Path, lines: Iterable[str]) -> None:
     """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.writelines(lines)
-    os.replace(partial, path)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from ..data.whole import whole_file
 from ..errors import CheckpointError
 from . import report_comparison, report_evaluation, report_run
 from .page import page
@@ -30,8 +30,6 @@ def write(folder: str | Path) -> Path:
             "name the folder that `unmask pretrain`, `adapt`, `evaluate` or `compare` made"
         )
     text = page(f"{folder.resolve().name} · Unmask", parts(folder))
-    path = folder / REPORT
-    partial = path.with_name(f"{REPORT}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    with whole_file(folder / REPORT) as file:
+        file.write(text)
+    return folder / REPORT

@@ -1,0 +1,103 @@
+"""Files and folders that appear whole or not at all, each made by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO
+
+from ..errors import CheckpointError, UnmaskError
+
+Error = type[UnmaskError]
+
+
+@contextlib.contextmanager
+def alone(path: Path, *, error: Error = CheckpointError, file: bool = False) -> Iterator[int]:
+    """Hold a folder (or a `file`) for this process, made where it is not there; yield its descriptor.
+
+    The system lets go of it however the process ends.
+    Raises: `error` where another process holds it.
+    """
+    descriptor = _locked(path, error, file)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, error: Error, file: bool) -> int:
+    while True:
+        if not file:
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
+        except FileNotFoundError:  # another process has just removed it
+            if not path.parent.is_dir():
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            name = path.name.removesuffix(".partial")
+            raise error(f"another process is at work on '{path.with_name(name)}'; wait for it, stop it, or choose another name") from None
+        except OSError:  # some network file systems have no locks
+            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # it was moved to its place, or removed, between the opening and the locking
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, *, made_of: Collection[str], error: Error = CheckpointError) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of `target` at the end, or goes if there is an error.
+
+    `made_of` names what lies in such a folder: what a killed process has left is known by it, and cleared away.
+    Raises: `error` where another process makes the same folder, or something else is in the way.
+    """
+    partial, replaced = (target.with_name(f"{target.name}.{end}") for end in ("partial", "replaced"))
+    if partial.exists() and not partial.is_dir():
+        raise error(f"'{partial}' is in the way and was not made by unmask; move it away")
+    with alone(partial, error=error):
+        left = list(partial.iterdir())
+        if left and not any(path.name in made_of for path in left):
+            raise error(f"'{partial}' is in the way and was not made by unmask; move it away")
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        try:
+            yield partial
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+                target.rename(replaced)
+            partial.rename(target)
+        except BaseException:  # an interruption as well
+            shutil.rmtree(partial, ignore_errors=True)
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, error: Error = CheckpointError) -> Iterator[IO[str]]:
+    """Yield a text file to write, which takes the place of `path` at the end, or goes if there is an error.
+
+    Raises: `error` where another process writes the same file.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with alone(partial, error=error, file=True) as descriptor:
+        try:
+            os.truncate(descriptor, 0)
+            with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
