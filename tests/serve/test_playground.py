@@ -26,12 +26,24 @@ TEXT = "The nurse watches the doctor in the garden today."
 
 @contextlib.contextmanager
 def serving(paths, **options):
-    """Yield the address of a service on a free port, which ends with the block."""
+    """Yield the address of the service of some models."""
     from unmask.serve.app import create_app
+
+    with running(create_app(paths, precision="fp32", device="cpu", **options)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running(app):
+    """Yield the address of an app on a free port, which ends with the block."""
+    from unmask.serve.limits import Limits
+    from unmask.serve.metrics import Metrics
     from unmask.serve.server import listen, make_server
 
+    if not hasattr(app.state, "limits"):
+        app.state.limits, app.state.metrics = Limits(), Metrics()
     sock = listen("127.0.0.1", 0)
-    server = make_server(create_app(paths, precision="fp32", device="cpu", **options), drain_seconds=1)
+    server = make_server(app, drain_seconds=1)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
@@ -409,3 +421,68 @@ def test_the_copied_request_runs(visit, filler, which):
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parent).stdout
     words = re.findall(r'"token":\s*"([^"]+)"', said) if which == "curl" else [line.split(" ", 1)[1] for line in said.splitlines()]
     assert len(words) == 9 and words[0] == expected[0]
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_bert):
+    """An app that has the page and answers as the Hugging Face inference API does, with what transformers' pipelines give back."""
+    import torch
+    from fastapi import FastAPI
+    from transformers import AutoTokenizer, BertForSequenceClassification, BertForTokenClassification, pipeline
+
+    from unmask.serve.page import mount
+
+    labels = {"id2label": {0: "PER", 1: "LOC", 2: "ORG"}, "label2id": {"PER": 0, "LOC": 1, "ORG": 2}}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classes = pipeline("text-classification", BertForSequenceClassification.from_pretrained(tiny_bert, **labels), tokenizer=tokenizer)
+        tags = pipeline("token-classification", BertForTokenClassification.from_pretrained(tiny_bert, **labels), tokenizer=tokenizer)
+
+    app = FastAPI()
+    mount(app)
+
+    @app.get("/models")
+    def listed():
+        names = {"classes": "text-classification", "tags": "token-classification", "answers": "question-answering"}
+        return {"models": [{"name": name, "task": task} for name, task in names.items()]}
+
+    @app.post("/models/{name}")
+    def ask(name: str, body: dict):
+        inputs = body["inputs"]
+        if name == "classes":
+            return [classes(inputs, top_k=None)]
+        if name == "tags":
+            return [one | {"score": float(one["score"])} for one in tags(inputs, **body["parameters"])]
+        start = inputs["context"].index("garden")  # transformers 5 has no pipeline for it: an answer of the documented shape
+        return {"answer": "garden", "score": 0.75, "start": start, "end": start + 6}
+
+    app.state.found = {"classes": classes(TEXT, top_k=None), "tags": tags(f"😀 {TEXT}", aggregation_strategy="simple")}
+    return app
+
+
+def test_models_of_other_tasks(visit, tasks):
+    with running(tasks) as address:
+        text = f"😀 {TEXT}"
+        page = visit(text, "", address=address)
+        expect(page.get_by_role("tab")).to_have_text(["Classify", "Entities", "Answer"])
+        labels = page.locator(".task .row b")
+        expect(labels).to_have_count(3)
+        page.keyboard.press("e")
+        page.get_by_label("Your text").fill(TEXT)
+        page.keyboard.press("Enter")
+        expect(page.locator(".task .worst:not(.stale)").first).to_be_visible()
+        assert labels.all_text_contents() == [one["label"] for one in tasks.state.found["classes"]]
+        page.keyboard.press("Control+z")
+        page.get_by_role("tab", name="Entities").click()
+        marks = page.locator("#read mark")
+        expect(marks.first).to_be_visible()
+        found = tasks.state.found["tags"]
+        assert marks.all_text_contents() == [text[one["start"] : one["end"]] for one in found]
+        assert marks.evaluate_all("all => all.map(one => one.dataset.label)") == [one["entity_group"] for one in found]
+        page.get_by_role("tab", name="Answer").click()
+        page.get_by_label("Question").fill("Where?")
+        expect(marks).to_have_text(["garden"])
+        expect(page.locator(".task .row")).to_contain_text("garden")
+        page.wait_for_url("**question=Where*")
+        assert page.locator("#read").text_content() == text

@@ -19,6 +19,7 @@ export const key = {
 export const models = (signal) => call("models", undefined, signal);
 export const fill = (body, signal) => call("api/fill", body, signal);
 export const score = (body, signal) => call("api/score", body, signal);
+export const task = (model, body, signal) => call(`models/${encodeURIComponent(model)}`, body, signal);
 
 async function call(path, body, signal) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };

@@ -7,6 +7,7 @@ import { createSheet, rove } from "./sheet.js";
 import { curl, python } from "./snippets.js";
 import { createStore, fromFragment, toFragment } from "./store.js";
 import { createSurprisal } from "./surprisal.js";
+import { VIEW_OF, createTask } from "./tasks.js";
 
 // a star before a word hides it
 const EXAMPLES = [
@@ -30,14 +31,18 @@ let waiting = null; // what is to be done once the server is back
 let retryTimer = 0;
 let tries = 0;
 
-const fillers = () => served.filter((model) => model.task === "fill-mask").map((model) => model.name);
+const TASK_OF = { fill: "fill-mask", surprisal: "fill-mask", ...Object.fromEntries(Object.entries(VIEW_OF).map(([task, name]) => [name, task])) };
+/** Return the names of the models that a view can ask. */
+const modelsOf = (name) => served.filter((model) => model.task === TASK_OF[name]).map((model) => model.name);
+const shownModels = () => modelsOf(store.get().view);
 
 const desk = {
   /** Return the names of the models that are asked: one, or two that are compared. */
   lanes() {
     const { one, other, compare } = store.get();
-    if (!fillers().includes(one)) return [];
-    return compare && fillers().includes(other) ? [one, other] : [one];
+    const names = shownModels();
+    if (!names.includes(one)) return [];
+    return compare && names.includes(other) ? [one, other] : [one];
   },
   busy(step) {
     busy += step;
@@ -65,14 +70,18 @@ const desk = {
 };
 
 const views = { fill: createFill(store, desk), surprisal: createSurprisal(store, desk) };
+for (const [task, name] of Object.entries(VIEW_OF)) views[name] = createTask(store, desk, task);
 const view = () => views[store.get().view];
 if (!(store.get().view in views)) store.set({ view: "fill" });
 const sheet = createSheet(store, views);
 
 // views and models
 
+/** Return the views that there are models for; before the server has said which, those of masked language models. */
+const openViews = () => Object.keys(views).filter((name) => (served.length ? modelsOf(name).length > 0 : TASK_OF[name] === "fill-mask"));
+
 function showTabs() {
-  const names = Object.keys(views);
+  const names = openViews();
   const current = store.get().view;
   replace($("tabs"), ...names.map((name) => el("button", {
     id: `tab-${name}`, type: "button", role: "tab", "aria-selected": String(name === current), "aria-controls": "results",
@@ -90,11 +99,18 @@ function showTabs() {
   if ($("results").firstElementChild !== view().root) $("results").replaceChildren(view().root);
 }
 
-const go = (name) => store.set({ view: name }, { why: "view" });
+function go(name) {
+  const { one, other } = store.get();
+  const names = modelsOf(name);
+  // a view with other models than the one before it begins with the first of them
+  const chosen = names.includes(one) ? {} : { one: names[0] ?? "" };
+  if (!names.includes(other)) chosen.other = names.find((model) => model !== (chosen.one ?? one)) ?? "";
+  store.set({ view: name, ...chosen }, { why: "view" });
+}
 
 function showModels() {
   const { one, other, compare } = store.get();
-  const names = fillers();
+  const names = shownModels();
   const two = names.length > 1;
   const options = (select, chosen) => {
     replace(select, ...names.map((name) => el("option", { value: name }, name)));
@@ -114,15 +130,16 @@ function showModels() {
 /** Take the models that the server has; what the address names and is not there is said. */
 function takeModels(list) {
   served = list;
-  const names = fillers();
-  const { one, other, compare } = store.get();
-  const gone = [one, compare ? other : ""].filter((name) => name && !names.includes(name));
-  if (!names.length) {
-    trouble(new ApiError("refused", "This server has no model that fills masks. Start one with: unmask serve MODEL"), null);
-  } else if (gone.length) say(`${gone.join(" and ")}: not served here`);
+  const { one, other, compare, view: name } = store.get();
+  const open = openViews();
+  const current = open.includes(name) ? name : open[0];
+  const names = current === undefined ? [] : modelsOf(current);
+  const gone = [one, compare ? other : ""].filter((model) => model && !list.some((item) => item.name === model));
+  if (current === undefined) trouble(new ApiError("refused", "This server has no model that this page can show. Start one with: unmask serve MODEL"), null);
+  else if (gone.length) say(`${gone.join(" and ")}: not served here`);
   const first = names.includes(one) ? one : (names[0] ?? "");
-  const second = names.includes(other) ? other : (names.find((name) => name !== first) ?? first);
-  store.set({ one: first, other: second, compare: compare && names.length > 1 }, { why: "models" });
+  const second = names.includes(other) && other !== first ? other : (names.find((model) => model !== first) ?? "");
+  store.set({ one: first, other: second, view: current ?? name }, { why: "view" });
 }
 
 const refresh = latest();
@@ -233,10 +250,9 @@ window.addEventListener("hashchange", () => {
   const given = fromFragment(location.hash);
   if (given === null) return;
   sheet.done();
-  const names = fillers();
-  const one = names.includes(given.one) ? given.one : store.get().one;
-  store.set({ ...given, one, other: given.other || store.get().other, view: given.view in views ? given.view : "fill" }, { why: "view" });
-  if (names.length) takeModels(served);
+  const { one, other } = store.get();
+  store.set({ ...given, one: given.one || one, other: given.other || other, view: given.view in views ? given.view : "fill" }, { why: "view" });
+  if (served.length) takeModels(served);
 });
 
 // light and dark
@@ -283,13 +299,16 @@ function nextExample() {
 const undo = () => store.undo() || say("There is nothing to undo.");
 const redo = () => store.redo() || say("There is nothing to redo.");
 const turnCompare = () => {
-  if (fillers().length < 2) return say("Two models are compared where two are served: unmask serve MODEL MODEL");
+  if (shownModels().length < 2) return say("Two models are compared where two are served: unmask serve MODEL MODEL");
   return store.set({ compare: !store.get().compare }, { why: "models" });
 };
 const LETTERS = {
   "?": () => $("help-dialog").showModal(),
   e: () => sheet.edit(),
-  s: () => go(store.get().view === "surprisal" ? "fill" : "surprisal"),
+  s: () => {
+    const open = openViews();
+    go(open[(open.indexOf(store.get().view) + 1) % open.length]);
+  },
   c: turnCompare,
   x: nextExample,
   l: copyLink,
@@ -318,7 +337,7 @@ document.addEventListener("keydown", (event) => {
 
 store.listen((state, before, why) => {
   if (why === "view" || state.view !== before.view) showTabs();
-  if (why === "models" || state.one !== before.one || state.other !== before.other || state.compare !== before.compare) showModels();
+  if (why === "view" || why === "models" || state.one !== before.one || state.other !== before.other || state.compare !== before.compare) showModels();
   showTip(null);
   sheet.draw();
   view().changed(state, before, why);

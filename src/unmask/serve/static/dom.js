@@ -21,6 +21,15 @@ export function replace(parent, ...children) {
   if (focused !== undefined) [...parent.querySelectorAll("[data-key]")].find((one) => one.dataset.key === focused)?.focus({ preventScroll: true });
 }
 
+const made = new WeakMap();
+
+/** Put what `make` returns into a parent, unless it holds already what goes by this name: a click that has begun must find its end there. */
+export function keepOrReplace(parent, name, make) {
+  if (made.get(parent) === name) return;
+  made.set(parent, name);
+  replace(parent, ...make());
+}
+
 /** Return a probability as a reader wants it. */
 export function percent(score) {
   if (score >= 0.9995) return "100%";

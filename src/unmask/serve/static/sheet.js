@@ -94,7 +94,7 @@ export function words(state, { press, current }) {
 export const tooMany = (state) => partsOf(state).length > 2 * MANY;
 
 /** Make one of the buttons of a group the one that the tab key reaches: that which had the focus last. */
-function ready(group) {
+export function ready(group) {
   const all = [...group.querySelectorAll('[role="button"]')];
   const chosen = all.find((one) => one === document.activeElement) ?? all.find((one) => one.dataset.key === group.dataset.last) ?? all[0];
   for (const one of all) one.tabIndex = one === chosen ? 0 : -1;

@@ -7,14 +7,14 @@ export function curl(path, body, withKey) {
   return `curl -s ${quoted(address(path))} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}\n`;
 }
 
-/** Return them as a program in Python. */
+/** Return them as a program in Python, which writes strings, numbers, lists and objects as JSON does. */
 export function python(path, body, withKey) {
-  const rest = path === "api/fill" ? FILL : SCORE;
+  const rest = { "api/fill": FILL, "api/score": SCORE }[path] ?? "print(json.dumps(answer, indent=2))\n";
   const key = withKey ? `, "Authorization": "Bearer " + os.environ["UNMASK_API_KEY"]` : "";
   return `import json
 ${withKey ? "import os\n" : ""}from urllib.request import Request, urlopen
 
-question = ${literal(body)}
+question = ${JSON.stringify(body)}
 headers = {"Content-Type": "application/json"${key}}
 with urlopen(Request(${JSON.stringify(address(path))}, json.dumps(question).encode(), headers)) as response:
     answer = json.load(response)
@@ -31,6 +31,3 @@ print("pseudo-perplexity:", answer["pseudo_perplexity"])
 `;
 
 const address = (path) => new URL(path, document.baseURI).href;
-
-// strings, numbers and lists are written the same in JSON and in Python
-const literal = (body) => `{${Object.entries(body).map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`).join(", ")}}`;

@@ -3,7 +3,7 @@
 const MOST = 200; // steps that can be undone
 const LONGEST = 6000; // characters of a text that still goes into a link
 
-const START = { view: "fill", text: "", hidden: [], picked: [], active: 0, one: "", other: "", compare: false, only: "" };
+const START = { view: "fill", text: "", hidden: [], picked: [], active: 0, one: "", other: "", compare: false, only: "", question: "" };
 
 export function createStore(initial) {
   let state = { ...START, ...initial };
@@ -58,6 +58,7 @@ export function toFragment(state) {
   if (state.one) given.set("model", state.one);
   if (state.compare && state.other) given.set("with", state.other);
   if (state.only.trim()) given.set("only", state.only);
+  if (state.question.trim()) given.set("question", state.question);
   return `#${given}`;
 }
 
@@ -76,5 +77,6 @@ export function fromFragment(fragment) {
     other: given.get("with") ?? "",
     compare: given.has("with"),
     only: given.get("only") ?? "",
+    question: given.get("question") ?? "",
   };
 }

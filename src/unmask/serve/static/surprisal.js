@@ -1,72 +1,44 @@
 // The view of surprisal: the text, the stronger coloured, the less the model expected what stands there.
 
-import { latest, score } from "./api.js";
-import { debounce, el, percent, replace } from "./dom.js";
-import { partsOf, wordAt } from "./words.js";
+import { score } from "./api.js";
+import { el, keepOrReplace, percent, replace } from "./dom.js";
+import { createLanes } from "./lanes.js";
+import { ready, rove } from "./sheet.js";
+import { codePoints, partsOf, wordAt } from "./words.js";
 
 const WAIT = 500;
 const HOTTEST = 12; // nats that the strongest colour stands for: the same in reports, so that they compare
 const STRONGEST = 75; // per cent of the colour
 
 export function createSurprisal(store, desk) {
-  const lanes = [0, 1].map(() => ({ key: null, answer: null, error: null, run: latest() }));
-  const errors = el("div", { class: "errors", role: "alert" });
+  const lanes = createLanes(store, desk, {
+    view: "surprisal",
+    wait: WAIT,
+    bodyOf: (state, model) => (state.text.trim() ? { model, text: state.text } : null),
+    ask: score,
+    take: (answer, state) => ({ value: { ...answer, spans: spansOf(state.text, answer.tokens), num: answer.tokens.filter(isScored).length }, error: null }),
+    took: (lane, number) => number === 0 && desk.tell(`Pseudo-perplexity ${figure(lane.value.pseudo_perplexity)}`),
+  });
   const columns = [0, 1].map((side) => createColumn(side));
   const root = el("div", { class: "surprisal" }, el("p", { class: "legend quiet" }, "0 nats ", el("i", { "aria-hidden": "true" }), ` ${HOTTEST} nats or more: the stronger the colour, the less the model expected the word, the text around it given`),
-    errors, el("div", { class: "columns" }, ...columns.map((column) => column.node)));
-  const later = debounce(ask, WAIT);
-  const keyOf = (state, model) => JSON.stringify([model, state.text]);
-
-  async function ask() {
-    const state = store.get();
-    if (state.view !== "surprisal") return;
-    const names = desk.lanes();
-    await Promise.all(lanes.map(async (lane, number) => {
-      const model = names[number];
-      if (model === undefined || !state.text.trim()) {
-        lane.run.stop();
-        return Object.assign(lane, { key: null, answer: null, error: null });
-      }
-      const key = keyOf(state, model);
-      if (lane.key === key && lane.error === null) return undefined;
-      desk.busy(1);
-      const found = await lane.run((signal) => score({ model, text: state.text }, signal)).finally(() => desk.busy(-1));
-      if (found === null) return undefined;
-      if (found.error) {
-        if (["offline", "key", "busy"].includes(found.error.kind)) return desk.trouble(found.error, () => later(0));
-        Object.assign(lane, { key: null, answer: null, error: found.error.message });
-      } else Object.assign(lane, { key, answer: { ...found.value, spans: spansOf(state.text, found.value.tokens), num: found.value.tokens.filter((one) => !one.special && one.surprisal_nats !== null).length }, error: null });
-      desk.online();
-      desk.redraw();
-      if (number === 0 && lane.answer) desk.tell(`Pseudo-perplexity ${figure(lane.answer.pseudo_perplexity)}`);
-      return undefined;
-    }));
-    desk.redraw();
-  }
+    lanes.errors, el("div", { class: "columns" }, ...columns.map((column) => column.node)));
 
   function changed(state, before, why) {
-    for (const lane of lanes) if (state.text !== before.text) lane.error = null;
     draw();
-    later(why === "typed" ? WAIT : 0);
+    lanes.later(why === "typed" ? WAIT : 0);
   }
-
-  const fresh = (state, number) => {
-    const lane = lanes[number];
-    return lane.answer !== null && lane.key === keyOf(state, desk.lanes()[number]) ? lane.answer : null;
-  };
 
   function draw() {
     const state = store.get();
     if (state.view !== "surprisal") return;
-    const names = desk.lanes();
-    const failed = names.map((name, number) => [name, lanes[number].error]).filter(([, error]) => error !== null);
-    replace(errors, ...failed.map(([name, error]) => el("p", { class: "error" }, names.length > 1 ? el("b", {}, `${name}: `) : null, error)));
-    columns.forEach((column, side) => column.show(state, side, names));
+    lanes.showErrors(state);
+    columns.forEach((column, side) => column.show(state, side, desk.lanes()));
   }
 
   function createColumn(side) {
     const name = el("h3", {});
     const heat = el("div", { class: "heat read second", role: "group", dir: "auto" });
+    rove(heat, () => top.querySelector("button.row")?.focus());
     const figures = el("dl", { class: "figures" });
     const top = el("ol", { class: "worst" });
     const node = el("div", { class: "column" }, name, heat, figures, el("h4", {}, "Least expected"), top);
@@ -75,17 +47,17 @@ export function createSurprisal(store, desk) {
       show(state, number, names) {
         node.hidden = number >= names.length;
         if (node.hidden) return;
-        const answer = fresh(state, number);
+        const answer = lanes.fresh(state, number);
         name.textContent = names[number];
         name.hidden = names.length < 2;
         heat.hidden = side === 0; // the first model's is on the sheet
         if (side > 0) {
           heat.setAttribute("aria-label", `Surprisal by ${names[number]}`);
-          replace(heat, ...coloured(state, answer, desk, false));
+          show(heat, state, answer, number);
         }
         const scored = answer ? answer.spans.filter((span) => span.nats !== null) : [];
         const mean = scored.length ? answer.spans.reduce((sum, span) => sum + (span.nats ?? 0), 0) / answer.num : null;
-        node.setAttribute("aria-busy", String(answer === null && state.text.trim() !== ""));
+        node.setAttribute("aria-busy", String(lanes.isWaiting(state, number)));
         replace(figures,
           cell("pseudo-perplexity", answer ? figure(answer.pseudo_perplexity) : "–", "each token hidden in turn"),
           cell("nats a token", mean === null ? "–" : mean.toFixed(2), "the mean surprisal"),
@@ -114,15 +86,21 @@ export function createSurprisal(store, desk) {
     read(node, state) {
       node.classList.add("heat");
       node.setAttribute("aria-label", "Tokens, coloured by their surprisal");
-      const answer = fresh(state, 0);
-      node.setAttribute("aria-busy", String(answer === null && state.text.trim() !== ""));
-      replace(node, ...coloured(state, answer, desk, true));
+      const answer = lanes.fresh(state, 0);
+      node.setAttribute("aria-busy", String(lanes.isWaiting(state, 0)));
+      show(node, state, answer, 0);
     },
     below: () => columns[0].node.querySelector("button.row")?.focus(),
     key: () => false,
   };
 
-  function coloured(state, answer, desk, isFirst) {
+  function show(node, state, answer, number) {
+    // an answer belongs to one text and one model
+    keepOrReplace(node, answer === null ? `text ${state.text}` : `heat ${desk.lanes()[number]} ${state.text}`, () => coloured(state, answer, number));
+    ready(node);
+  }
+
+  function coloured(state, answer, number) {
     if (answer === null) return [state.text];
     const nodes = [];
     let end = 0;
@@ -134,7 +112,7 @@ export function createSurprisal(store, desk) {
         continue;
       }
       const said = `${span.nats.toFixed(2)} nats, probability ${percent(Math.exp(-span.nats))}`;
-      const token = el("span", { class: "token", role: "button", tabindex: "-1", "data-key": `${isFirst ? "t" : "u"}${span.start}`, "aria-label": `${span.text}: ${said}`, onclick: () => instead(store, desk, span) }, span.text);
+      const token = el("span", { class: "token", role: "button", tabindex: "-1", "data-key": `t${number}.${span.start}`, "aria-label": `${span.text}: ${said}`, onclick: () => instead(store, desk, span) }, span.text);
       token.style.setProperty("--heat-share", `${(Math.min(span.nats / HOTTEST, 1) * STRONGEST).toFixed(0)}%`);
       for (const name of ["pointerenter", "focus"]) token.addEventListener(name, () => desk.tip(token, [span.text, said, span.count > 1 ? `${span.count} tokens together` : null, isMany(span) ? null : "click or Enter: what would stand here instead?"]));
       for (const name of ["pointerleave", "blur"]) token.addEventListener(name, () => desk.tip(null));
@@ -161,14 +139,15 @@ function instead(store, desk, span) {
   desk.toSheet(word.start);
 }
 
+const isScored = (token) => !token.special && token.surprisal_nats !== null;
+
 /** Return the tokens of an answer with places of this language's strings; tokens that share a character are one span. */
 function spansOf(text, tokens) {
-  const at = [0];
-  for (const character of text) at.push(at[at.length - 1] + character.length);
+  const at = codePoints(text);
   const spans = [];
   for (const token of tokens) {
     const [start, end] = [at[token.start] ?? text.length, at[token.end] ?? text.length];
-    const nats = token.special || token.surprisal_nats === null ? null : token.surprisal_nats;
+    const nats = isScored(token) ? token.surprisal_nats : null;
     const last = spans[spans.length - 1];
     if (end === start && token.special) continue; // [CLS] and its like stand nowhere in the text
     if (last && start < last.end) {

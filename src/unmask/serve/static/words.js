@@ -105,6 +105,13 @@ export function wordAt(text, place) {
   return cut(text).find((part) => part.kind === "word" && part.start <= place && place < part.end);
 }
 
+/** Return where the characters that the server counts stand in a string of this language, which counts some as two. */
+export function codePoints(text) {
+  const at = [0];
+  for (const character of text) at.push(at[at.length - 1] + character.length);
+  return at;
+}
+
 function samePrefix(one, other) {
   let length = 0;
   while (length < one.length && length < other.length && one[length] === other[length]) length += 1;
