@@ -107,7 +107,7 @@ def test_long_text_says_so(tiny_bert, capsys):
         (("[MASK]", "-k", 0), "--top-k 0; at least 1"),
         (("none", "nothing"), "no text could be filled"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
-        (("[MASK]", "--precision", "fp8"), "allowed: auto, fp32, bf16"),
+        (("[MASK]", "--precision", "fp8"), "fill: precision = 'fp8'; allowed: auto, fp32, bf16"),
     ],
 )
 def test_errors_say_what_to_do(tiny_bert, capsys, args, says):

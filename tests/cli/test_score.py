@@ -117,6 +117,11 @@ def test_folders_that_are_not_written_into(tiny_bert, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
+def test_a_wrong_precision_is_named_by_the_flag(tiny_bert, capsys):
+    run(tiny_bert, "a", "--precision", "fp8", code=2)
+    assert "score: precision = 'fp8'; allowed: auto, fp32, bf16" in capsys.readouterr().err
+
+
 def test_of_two_into_one_folder_the_second_is_refused_and_takes_nothing(tiny_bert, tmp_path, capsys):
     from unmask.data.whole import alone
 

@@ -37,5 +37,7 @@ def test_measuring_leaves_the_random_numbers_alone():
 
 
 def test_an_unknown_precision_names_those_that_exist():
-    with pytest.raises(ConfigError, match=r"train.precision = 'fp16'; allowed: auto, fp32, bf16"):
+    with pytest.raises(ConfigError, match=r"^precision = 'fp16'; allowed: auto, fp32, bf16"):
         choose("fp16", "cpu")
+    with pytest.raises(ConfigError, match=r"^train.precision = 'fp16'; allowed"):
+        choose("fp16", "cpu", setting="train.precision")

@@ -126,10 +126,7 @@ def load(
         raise ConfigError(f"batch_tokens = {batch_tokens}; allowed: 1 or more")
     if precision not in ("fp32", "bf16", "auto"):
         raise ConfigError(f"precision = {precision!r}; allowed: fp32, bf16, auto")
-    try:
-        place = find_device(device)
-    except ConfigError as error:  # a run's setting, to hear the message
-        raise ConfigError(str(error).removeprefix("train.")) from None
+    place = find_device(device)
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
             raise ConfigError("a model that is given as an object needs its tokenizer beside it: evaluate(model, data, tokenizer=...)")

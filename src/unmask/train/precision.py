@@ -30,14 +30,14 @@ class Precision:
         return torch.autocast(self.device_type, dtype=torch.bfloat16)
 
 
-def choose(name: str, device: str | torch.device) -> Precision:
+def choose(name: str, device: str | torch.device, *, setting: str = "precision") -> Precision:
     """Return the precision of that name; "auto" is whichever multiplies matrices faster on this very machine.
 
-    Raises: ConfigError for another name.
+    Raises: ConfigError for another name, which was given as `setting`.
     """
     device_type = torch.device(device).type
     if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"train.precision = {name!r}; allowed: auto, fp32, bf16")
+        raise ConfigError(f"{setting} = {name!r}; allowed: auto, fp32, bf16")
     if name == "auto":
         name = "bf16" if bf16_speedup(device_type) > WORTH_IT else "fp32"
     return Precision("bf16" if name == "bf16" else "fp32", device_type)

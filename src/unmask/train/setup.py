@@ -56,8 +56,8 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     Raises: ConfigError, DataError, TokenizerError, StoreError, CheckpointError.
     """
     tune_allocator()
-    device = find_device(recipe.train.device)
-    precision = choose(recipe.train.precision, device)
+    device = find_device(recipe.train.device, setting="train.device")
+    precision = choose(recipe.train.precision, device, setting="train.precision")
     check_early(recipe)
     if model_folder is None and recipe.base_model is not None:
         check_folder(recipe.base_model)
@@ -117,21 +117,21 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
     return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint, general_batches)
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, *, setting: str = "device") -> torch.device:
     """Return the device of that name; "auto" is cuda where there is one.
 
-    Raises: ConfigError for a device that this machine does not have.
+    Raises: ConfigError for a device that this machine does not have, which was given as `setting`.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"train.device = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...") from None
+        raise ConfigError(f"{setting} = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...")
+        raise ConfigError(f"{setting} = {name!r}; allowed: auto, cpu, cuda, cuda:0, ...")
     if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise ConfigError(f"train.device = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+        raise ConfigError(f"{setting} = {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
 
 
