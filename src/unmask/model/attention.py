@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import RunError
-from . import rotary, tail
+from . import tail
 
 PACKED = "unmask_packed"
 LONG = 1024  # beyond this length the scores of a segment are no longer held whole
@@ -250,7 +250,6 @@ def enable_packing(model: PreTrainedModel) -> bool:
     if possible:
         model.set_attn_implementation(PACKED)
         tail.install(model)
-        rotary.install(model)
     return possible
 
 
