@@ -11,10 +11,12 @@ from ..errors import TaskError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from ..model.load import Head
+
 DEVICES = "auto, cpu, cuda, cuda:0 ..."
 
 
-def load(name_or_path: str | Path, *, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load(name_or_path: str | Path, *, device: str = "auto", head: Head = "masked_lm") -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Return the model and the tokenizer of a model folder or a Hub id; `device` is auto (a GPU where there is one), cpu, cuda, cuda:1...
 
     Raises: CheckpointError, TokenizerError; TaskError for a device that cannot be used.
@@ -25,7 +27,7 @@ def load(name_or_path: str | Path, *, device: str = "auto") -> tuple[PreTrainedM
 
     check_folder(str(name_or_path))
     tokenizer = load_tokenizer(name_or_path)
-    model = load_model(name_or_path, tokenizer=tokenizer)
+    model = load_model(name_or_path, head=head, tokenizer=tokenizer)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chosen.partition(":")[0] == "meta":
         raise TaskError(f"device = 'meta' holds no numbers; allowed: {DEVICES}")

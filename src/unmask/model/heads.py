@@ -1,4 +1,4 @@
-"""Run any masked language model on a PackedBatch, with its head at the labels only."""
+"""Run a model with any head on a PackedBatch, with its head at the labels only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ from ..data.batch import PackedBatch
 from .attention import Segments, is_packed
 from .sharing import share_first_layer
 
+TEXT_HEAD = "ForSequenceClassification"  # how transformers names every class whose head says one thing of a whole text
+# of those, the ones that are known to read the first token of a text, and nothing else, or (ModernBERT) the mean of all of them
+_READ_FIRST = {
+    "BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification",
+    "CamembertForSequenceClassification", "DistilBertForSequenceClassification", "ElectraForSequenceClassification",
+    "AlbertForSequenceClassification", "ModernBertForSequenceClassification",
+}  # fmt: skip
+
+
+def reads_texts(model: PreTrainedModel) -> bool:
+    """Return whether a model's head says one thing of a whole text, and not one of each token."""
+    return type(model).__name__.endswith(TEXT_HEAD)
+
+
+def pooling(model: PreTrainedModel) -> str:
+    """Return what the head of a model reads of a text: "cls", its first token; "mean", all of them; "tokens", each for itself.
+
+    Of a class that is not known here: "unknown".
+    """
+    if not reads_texts(model):
+        return "tokens"
+    if type(model).__name__ not in _READ_FIRST:
+        return "unknown"
+    return "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "cls"
+
 
 @contextlib.contextmanager
 def only_rows(model: PreTrainedModel, rows: Tensor, segments: Segments | None = None) -> Iterator[None]:
@@ -23,17 +48,65 @@ def only_rows(model: PreTrainedModel, rows: Tensor, segments: Segments | None = 
     A forward hook on the body does it, so that the head above, whatever its architecture, computes nothing else.
     """
 
-    def select(module: nn.Module, args: Any, output: Any) -> Any:
-        hidden = output[0]
-        if segments is not None and segments.rows_taken:
-            return output
-        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)[None]
+    def select(hidden: Tensor) -> Tensor:
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)[None]
+
+    with _body_gives(model.base_model, lambda hidden: hidden if segments is not None and segments.rows_taken else select(hidden)):
+        yield
+
+
+@contextlib.contextmanager
+def one_row_a_text(model: PreTrainedModel, batch: PackedBatch, segments: Segments) -> Iterator[None]:
+    """Make a head that reads whole texts see the labelled segments of a pack as texts of one token each while the context lasts.
+
+    That token is the segment's row at its label, or the mean of its rows. Where the body has a pooler the row is taken before it.
+    """
+    config: Any = model.config
+    body: Any = model.base_model
+    inside = body.encoder if getattr(body, "pooler", None) is not None else body
+    mean = pooling(model) == "mean"
+
+    def texts(hidden: Tensor) -> Tensor:
+        if mean:
+            return _means(hidden[0], batch)[:, None]
+        return (hidden[0] if segments.rows_taken else hidden[0].index_select(0, batch.label_positions))[:, None]
+
+    if mean:
+        config.classifier_pooling = "cls"  # of texts of one token it is the mean, and needs no mask
+    try:
+        with _body_gives(inside, texts):
+            yield
+    finally:
+        if mean:
+            config.classifier_pooling = "mean"
+
+
+def _means(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """Return the mean row of each labelled segment, (N, D), in fp32 at least."""
+    lengths = batch.cu_seqlens.long().diff()
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
+    hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, owner, hidden)
+    return (sums / lengths[:, None])[segments_of(batch)]
+
+
+def segments_of(batch: PackedBatch) -> Tensor:
+    """Return the segment that each label position lies in, (N,)."""
+    return torch.searchsorted(batch.cu_seqlens.long(), batch.label_positions, right=True) - 1
+
+
+@contextlib.contextmanager
+def _body_gives(body: nn.Module, change: Any) -> Iterator[None]:
+    """Change the hidden states that a module returns while the context lasts."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        changed = change(output[0])
         if isinstance(output, tuple):
-            return (chosen, *output[1:])
-        output["last_hidden_state"] = chosen
+            return (changed, *output[1:])
+        output["last_hidden_state"] = changed
         return output
 
-    handle = model.base_model.register_forward_hook(select)
+    handle = body.register_forward_hook(hook)
     try:
         yield
     finally:
@@ -41,19 +114,31 @@ def only_rows(model: PreTrainedModel, rows: Tensor, segments: Segments | None = 
 
 
 def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Return the logits of the labelled tokens of a batch, (N, V), in the order of `label_positions`.
+    """Return what a model's head says at the label positions of a batch, (N, V), in their order.
 
+    V is the vocabulary, or the labels of a head that classifies, or 2 for the start and the end of an answer. A head that classifies
+    whole texts says one thing of the segment that a position lies in: the position is that of the first token.
     Where `runs_packed` says no, the segments are run padded; the numbers are the same.
     """
     if not runs_packed(model, batch.input_ids.device.type):
         return _forward_padded(model, batch)
-    segments = Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions)
+    kind = pooling(model)
+    segments = Segments(batch.cu_seqlens, batch.max_seqlen, None if kind == "mean" else batch.label_positions)
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
     no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
     types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-    with only_rows(model, batch.label_positions, segments), share_first_layer(model, batch):
+    seen = only_rows(model, batch.label_positions, segments) if kind == "tokens" else one_row_a_text(model, batch, segments)
+    with seen, share_first_layer(model, batch):
         output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments, **types)
-    return output.logits[0]
+    return _logits(output)
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the rows of a model's output, (N, V)."""
+    if "start_logits" in output:
+        return torch.stack((output["start_logits"][0], output["end_logits"][0]), -1)
+    logits = output["logits"]
+    return logits[0] if logits.ndim == 3 else logits
 
 
 def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -64,10 +149,12 @@ def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     types = {}
     if batch.token_type_ids is not None:
         types = {"token_type_ids": pad_sequence(list(batch.token_type_ids[0].split(lengths)), batch_first=True)}
-    segment = torch.searchsorted(bounds, batch.label_positions, right=True) - 1
+    segment = segments_of(batch)
+    if reads_texts(model):
+        return _logits(model(input_ids=ids, attention_mask=mask, **types))[segment]
     rows = segment * ids.shape[1] + batch.label_positions - bounds[segment]
     with only_rows(model, rows):
-        return model(input_ids=ids, attention_mask=mask, **types).logits[0]
+        return _logits(model(input_ids=ids, attention_mask=mask, **types))
 
 
 def runs_packed(model: PreTrainedModel, device_type: str) -> bool:
@@ -75,7 +162,7 @@ def runs_packed(model: PreTrainedModel, device_type: str) -> bool:
 
     CUDA's kernel for segments takes 16-bit numbers only and has no dropout; what it cannot do is done padded, not dropped.
     """
-    if not is_packed(model):
+    if not is_packed(model) or pooling(model) == "unknown":
         return False
     if device_type != "cuda":
         return True

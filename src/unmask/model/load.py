@@ -1,4 +1,4 @@
-"""Masked language models in and out: any Hugging Face folder or Hub id with an MLM head, always fp32, never a pickle."""
+"""Models in and out: any Hugging Face folder or Hub id with the head that is asked for, always fp32, never a pickle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ __all__ = [
 ]  # fmt: skip
 
 Attention = Literal["packed", "sdpa", "eager"]
+Head = Literal["masked_lm", "sequence_classification", "token_classification", "question_answering"]
+# head -> (transformers' Auto class, its table of architectures, the head in words)
+HEADS: dict[str, tuple[str, str, str]] = {
+    "masked_lm": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING", "masked-language-model"),
+    "sequence_classification": (
+        "AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "text-classification"
+    ),
+    "token_classification": ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING", "token-classification"),
+    "question_answering": ("AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING", "question-answering"),
+}  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 log = logging.getLogger(__name__)
@@ -29,46 +39,72 @@ log = logging.getLogger(__name__)
 def load_model(
     name_or_path: str | Path,
     *,
+    head: Head = "masked_lm",
     tokenizer: PreTrainedTokenizerBase | None = None,
     attention: Attention = "packed",
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """Return a *ForMaskedLM from a local folder or a Hub id, in fp32 whatever it was stored in, in evaluation mode.
+    """Return a *ForMaskedLM (or with another head) from a local folder or a Hub id, in fp32 whatever it was stored in, to evaluate.
 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured. With a tokenizer, its vocabulary is checked against the model's.
-    Raises: CheckpointError where there is no such model, it has no MLM head, or weights are missing; TokenizerError.
+    Raises: CheckpointError where there is no such model, it has no such head, or weights are missing; TokenizerError.
+    """
+    check_attention(attention)
+    name, remote = str(name_or_path), trust_remote_code
+    config = read_config(name, head, trust_remote_code=remote, revision=revision)
+    model, info = from_pretrained(name, head, config, attention=attention, trust_remote_code=remote, revision=revision)
+    _check_loaded(name, head, info)
+    if tokenizer is not None:
+        check_fit(model, tokenizer)
+    set_attention(model, attention)
+    return model
+
+
+def from_pretrained(
+    name: str,
+    head: Head,
+    config: PreTrainedConfig,
+    *,
+    attention: Attention = "packed",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    **options: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the stock model of a head with a configuration, and what transformers says of its weights.
+
+    Raises: CheckpointError, ConfigError.
     """
     import torch
-    from transformers import AutoModelForMaskedLM
+    import transformers
 
-    check_attention(attention)
-    name = str(name_or_path)
     local = check_folder(name)
-    source = str(Path(name).expanduser()) if local else name
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": local or only_local()}
-    config = _read_config(source, local=local, options=options)
     if attention != "packed":
         options["attn_implementation"] = attention
     try:
         with quiet_transformers(bars=not local):
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                source,
+            model, info = getattr(transformers, HEADS[head][0]).from_pretrained(
+                _source(name, local),
                 config=config,
                 dtype=torch.float32,
                 weights_only=True,
                 output_loading_info=True,
+                **_options(local, trust_remote_code, revision),
                 **options,
             )
     except Exception as error:  # torch, safetensors, pickle and the Hub each raise their own kind
         if attention == "sdpa" and isinstance(error, ValueError) and "scaled_dot_product_attention" in str(error):
             raise ConfigError(f"{type(config).__name__} cannot run with attention='sdpa'; use 'packed' or 'eager'") from None
         raise CheckpointError(_cannot_load(name, local, error)) from error
-    _check_loaded(name, info)
-    if tokenizer is not None:
-        check_fit(model, tokenizer)
-    set_attention(model, attention)
-    return model
+    return model, info
+
+
+def _source(name: str, local: bool) -> str:
+    return str(Path(name).expanduser()) if local else name
+
+
+def _options(local: bool, trust_remote_code: bool, revision: str | None) -> dict[str, Any]:
+    return {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": local or only_local()}
 
 
 def check_folder(name: str) -> bool:
@@ -94,19 +130,26 @@ def check_folder(name: str) -> bool:
     return True
 
 
-def _read_config(source: str, *, local: bool, options: dict[str, Any]) -> PreTrainedConfig:
-    from transformers import AutoConfig, AutoModelForMaskedLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+def read_config(name: str, head: Head, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedConfig:
+    """Return the configuration of a model, whose architecture has the head.
 
+    Raises: CheckpointError.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    local = check_folder(name)
+    source, options = _source(name, local), _options(local, trust_remote_code, revision)
+    auto, table, words = HEADS[head]
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(source, **options)
+            config = transformers.AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise CheckpointError(_cannot_load(source, local, error)) from error
-    remote = options["trust_remote_code"] and AutoModelForMaskedLM.__name__ in (getattr(config, "auto_map", None) or {})
-    if not remote and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    remote = trust_remote_code and auto in (getattr(config, "auto_map", None) or {})
+    if not remote and type(config) not in getattr(modeling_auto, table):
         raise CheckpointError(
-            f"'{source}' is a {config.model_type!r} model, which has no masked-language-model head in transformers; "
+            f"'{source}' is a {config.model_type!r} model, which has no {words} head in transformers; "
             "use an encoder such as BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, XLM-R, DeBERTa or ModernBERT"
         )
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
@@ -126,18 +169,25 @@ def _cannot_load(name: str, local: bool, error: Exception) -> str:
     )
 
 
-def _check_loaded(name: str, info: dict[str, Any]) -> None:
+def _check_loaded(name: str, head: Head, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
+    words = HEADS[head][2]
     if missing:
-        head = any(part in key for key in missing for part in ("predictions", "lm_head", "vocab_", "decoder", "generator", "head."))
-        why = "; it was saved without its masked-language-model head, or with another head" if head else ""
+        parts = (
+            ("predictions", "lm_head", "vocab_", "decoder", "generator", "head.")
+            if head == "masked_lm"
+            else ("classifier", "qa_", "pooler")
+        )
+        has_none = any(part in key for key in missing for part in parts)
+        why = f"; it was saved without its {words} head, or with another head" if has_none else ""
         raise CheckpointError(
             f"'{name}' lacks {len(missing)} of the weights of this architecture, which would be left random: {_some(missing)}{why}"
         )
     if info.get("mismatched_keys"):
         raise CheckpointError(f"'{name}' has weights of another shape than its config.json says: {_some(sorted(info['mismatched_keys']))}")
     if info["unexpected_keys"]:
-        log.warning("%s: %d weights are not used by its masked language model: %s", name, len(info["unexpected_keys"]),
+        what = "masked language model" if head == "masked_lm" else f"{words} model"
+        log.warning("%s: %d weights are not used by its %s: %s", name, len(info["unexpected_keys"]), what,
                     _some(sorted(info["unexpected_keys"])))  # fmt: skip
 
 
