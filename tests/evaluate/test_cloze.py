@@ -138,9 +138,9 @@ def test_files_that_are_wrong(tiny_bert, tmp_path):
     raises("not valid CSV", 'text,answer\n"a [MASK],b\n')
     raises("same name", "text,text\na,b\n")
     raises("a.jsonl:1: not JSON", "{", "a.jsonl")
-    raises("a row of a test is a JSON object", "[1]", "a.jsonl")
+    raises("a row is a JSON object", "[1]", "a.jsonl")
     raises("is no text", '{"text": "[MASK]", "answer": {"a": 1}}', "a.jsonl")
-    raises("a test is a file of rows", "a [MASK]", "a.txt")
+    raises("what is wanted is a file of rows", "a [MASK]", "a.txt")
     raises("names no column", "text,answer\n[MASK],a\n", error=ConfigError, template="[MASK]")
     raises("allowed: 0", "text,answer\n[MASK],a\n", error=ConfigError, resamples=-1)
     (tmp_path / "kept").mkdir()
@@ -180,6 +180,32 @@ def test_facts(tiny_bert, tmp_path, filled):
     assert [row["name"] for row in found.metrics["slices"]["relation"]] == ["P1", "P2"]
     both = facts(tiny_bert, file, multi_piece=True, device="cpu")
     assert both.metrics["num_scored"] == 4 and "not one piece of the vocabulary" not in both.metrics["excluded"]
+
+
+def test_more_items_than_memory_is_meant_to_hold_are_refused(tiny_bert, tmp_path, monkeypatch):
+    from unmask.evaluate import cloze as module
+
+    files = [write(tmp_path / name, [{"text": TEXT, "answer": "nurse"}] * 2) for name in ("a.jsonl", "b.jsonl")]
+    monkeypatch.setattr(module, "MAX_ITEMS", 3)
+    with pytest.raises(DataError, match=r"b\.jsonl:2: more than 3 rows, and all of them are held in memory"):
+        cloze(tiny_bert, files)
+
+
+def test_a_test_that_is_all_right_or_all_wrong_is_not_certain():
+    one, z = np.ones(10), 1.959964
+    found = numbers({"accuracy": (one, one), "precision_at_1": (0 * one, one)}, resamples=100, seed=0)
+    assert (found["accuracy"]["low"], found["accuracy"]["high"]) == (pytest.approx(10 / (10 + z**2)), 1)
+    assert (found["precision_at_1"]["low"], found["precision_at_1"]["high"]) == (0, pytest.approx(z**2 / (10 + z**2)))
+    # Wilson's formula, by hand, where some are right; those with a divisor of zero do not count
+    some = numbers({"candidate_accuracy": (np.repeat([1.0, 0.0, 0.0], [7, 3, 5]), np.repeat([1.0, 0.0], [10, 5]))}, resamples=2, seed=0)
+    middle, reach = (7 + z**2 / 2) / (10 + z**2), z / (10 + z**2) * math.sqrt(2.1 + z**2 / 4)
+    assert (some["candidate_accuracy"]["low"], some["candidate_accuracy"]["high"]) == pytest.approx((middle - reach, middle + reach))
+    # ties are no share of right ones, and all alike say nothing of others
+    for name, values in (("accuracy", 0.5 * one), ("mean_log_prob", 0 * one)):
+        entry = numbers({name: (values, one)}, resamples=100, seed=0)[name]
+        assert entry["low"] is None and "the same in all items" in entry["why"]
+    mixed = numbers({"accuracy": (np.array([1, 0.5, 1, 1.0]), np.ones(4))}, resamples=100, seed=0)["accuracy"]
+    assert mixed["low"] < mixed["value"] < 1 == mixed["high"]
 
 
 def test_intervals_are_those_of_a_bootstrap():

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.rows import Row, check_columns, read_rows
 from ..errors import ConfigError, DataError
 from ..infer.targets import Answered, Question, TargetScore, mask_marker, score_targets
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
-from .rows import Row, check_columns, read_rows
+from .items import MAX_ITEMS, Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
 from .stats import RESAMPLES
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def cloze(
     `template` says how a row becomes the text, its columns in braces. Several right answers are a list in JSONL, or parted by "|"; a column
     "answers" is read where there is no "answer". `candidates_column` names one or more columns (parted by commas) of alternatives, in
     lists or parted by "|"; "candidates" is read where it is there. `output` is a folder for metrics.json and predictions.jsonl.
+    A test is held in memory: more than MAX_ITEMS (300,000) blanks are refused.
     Raises: DataError, ConfigError, CheckpointError, TokenizerError.
     """
     folder = check_output(output, resamples)
-    rows = read_rows(sources, format=format, encoding=encoding)
+    rows = read_rows(sources, format=format, encoding=encoding, most=MAX_ITEMS)
     columns = {name for row in rows for name in row.values}
     wanted = re.findall(r"\{([^{}]+)\}", template)
     if not wanted:
@@ -132,7 +133,7 @@ def facts(
     Raises: DataError, CheckpointError, TokenizerError.
     """
     folder = check_output(output, resamples)
-    rows = read_rows(sources, format=None, encoding=encoding)
+    rows = read_rows(sources, format=None, encoding=encoding, most=MAX_ITEMS)
     columns = {name for row in rows for name in row.values}
     sentences = next((name for name in ("masked_sentences", "masked_sentence") if name in columns), "masked_sentences")
     for needed in (sentences, "obj_label"):

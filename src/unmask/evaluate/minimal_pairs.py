@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.rows import Row, check_columns, read_rows
 from ..errors import ConfigError, DataError
 from .evaluation import load
-from .items import Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
+from .items import MAX_ITEMS, Outcome, about_interval, about_items, category, check_output, names, numbers, precision_name, sliced
 from .pll import Scored, Scorer
-from .rows import Row, check_columns, read_rows
 from .stats import RESAMPLES
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def minimal_pairs(
     if len(columns) != 2:
         raise ConfigError(f"columns = {','.join(columns)!r}; name two: that of the good sentence, and that of the bad one")
     folder = check_output(output, resamples)
-    rows = read_rows(sources, format=format, encoding=encoding)
+    rows = read_rows(sources, format=format, encoding=encoding, most=MAX_ITEMS)
     check_columns(rows, columns, "--pair-columns GOOD,BAD")
     check_columns(rows, [slice_by] if slice_by else [], "--slice-by")
     name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)

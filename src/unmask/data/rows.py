@@ -1,18 +1,19 @@
-"""Rows of test files: CSV, TSV, JSON lines, alone, in folders or in a tar archive. Every row is given on, the incomplete ones too."""
+"""Rows of files with columns: CSV, TSV, JSON lines, alone, in folders or in a tar archive. Every row is given on, incomplete ones too."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data import files
-from ..data.text import expand, no_column, suffix_format
 from ..errors import DataError
+from . import files
+from .text import expand, no_column, suffix_format
 
 FORMATS = ("csv", "tsv", "jsonl")
 
@@ -26,24 +27,37 @@ class Row:
     values: dict[str, Any]
 
 
-def read_rows(sources: str | Path | Sequence[str | Path], *, format: str | None = None, encoding: str = "utf-8") -> list[Row]:
-    """Return the rows of files; tests are small enough to be held in memory.
+def read_rows(
+    sources: str | Path | Sequence[str | Path],
+    *,
+    format: str | None = None,
+    encoding: str = "utf-8",
+    known: Container[str] | None = None,
+    most: int | None = None,
+) -> list[Row]:
+    """Return the rows of files; labelled data is small enough to be held in memory.
 
-    Raises: DataError for a file of another format, a broken one, or one without rows.
+    A file has its columns' names in its first row. Where `known` names are given, a TSV file (or a .txt file with tabs) whose first row
+    has none of them is taken for one without such a row: its columns are called 0, 1, 2 ... (A CSV file too, where "0" is known.)
+    Raises: DataError for a file of another format, a broken one, one without rows, or more rows than `most`.
     """
     if format not in (None, *FORMATS):
-        raise DataError(f"unknown format '{format}' of a test; allowed: {', '.join(FORMATS)}")
+        raise DataError(f"unknown format '{format}' of rows; allowed: {', '.join(FORMATS)}")
     files.check_encoding(encoding)
     found: list[Row] = []
     for source in expand(sources, format=format):
         before = len(found)
         if ".tar" in Path(source.path).suffixes or source.path.endswith(".tgz"):
-            found.extend(_archive(source.path, format, encoding))
+            rows = _archive(source.path, format, encoding)
         else:
             kind = format or suffix_format(source.path)
-            found.extend(_rows(source.path, Path(source.name).name, kind, files.decode(source.path, encoding)))
+            kind = "tsv" if kind == "txt" and known is not None else kind
+            rows = _rows(source.path, Path(source.name).name, kind, files.decode(source.path, encoding), known)
+        found.extend(rows if most is None else itertools.islice(rows, most + 1 - before))
+        if most is not None and len(found) > most:
+            raise DataError(f"{found[-1].where}: more than {most:,} rows, and all of them are held in memory; cut the file, or take fewer")
         if len(found) == before:
-            raise DataError(f"{source.path} holds no rows; a test has an item a row")
+            raise DataError(f"{source.path} holds no rows; name a file that has an item a row")
     return found
 
 
@@ -60,12 +74,12 @@ def _archive(path: str, format: str | None, encoding: str) -> Iterator[Row]:
         raise DataError(f"{path} is not a readable tar archive of {encoding} text: {error}") from None
 
 
-def _rows(path: str, name: str, kind: str | None, chunks: Iterable[str]) -> Iterator[Row]:
+def _rows(path: str, name: str, kind: str | None, chunks: Iterable[str], known: Container[str] | None = None) -> Iterator[Row]:
     if kind not in FORMATS:
-        raise DataError(f"{path}: a test is a file of rows: {', '.join(FORMATS)}; say which it is with --format")
+        raise DataError(f"{path}: what is wanted is a file of rows: {', '.join(FORMATS)}; say which it is with --format")
     stem = name.split(".")[0]
     numbered = files.lines(chunks, path)
-    pairs = _jsonl(path, numbered) if kind == "jsonl" else _csv(path, numbered, kind == "tsv")
+    pairs = _jsonl(path, numbered) if kind == "jsonl" else _csv(path, numbered, kind == "tsv", known)
     return (Row(where, stem, values) for where, values in pairs)
 
 
@@ -79,11 +93,11 @@ def _jsonl(path: str, numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[str
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None
         if not isinstance(row, dict):
-            raise DataError(f"{where}: a row of a test is a JSON object, not {line[:60]!r}")
+            raise DataError(f"{where}: a row is a JSON object, not {line[:60]!r}")
         yield where, row
 
 
-def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool, known: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(files.MAX_RECORD_CHARS)
     text = (line + "\n" for _, line in numbered)
     rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.reader(text, strict=True)
@@ -95,10 +109,12 @@ def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool) -> Iterator[
             if not row:
                 continue
             if not header:
-                header = row
+                bare = known is not None and (tab or "0" in known) and not any(name in known for name in row)
+                header = [str(number) for number in range(len(row))] if bare else row
                 if len(set(header)) < len(header):
                     raise DataError(f"{where}: two columns have the same name: {', '.join(header)}")
-                continue
+                if not bare:
+                    continue
             if len(row) != len(header):
                 raise DataError(
                     f"{where}: {len(row)} columns where there should be {len(header)} ({', '.join(header)}); "
