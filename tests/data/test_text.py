@@ -125,6 +125,32 @@ def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, con
     assert texts(path, encoding=encoding, layout="line") == [line for line in lines if line.strip()]
 
 
+def test_utf16_without_a_mark_says_which_byte_comes_first(tmp_path):
+    text = "Кошка sits here.\n"
+    for order in ("utf-16-le", "utf-16-be"):
+        path = tmp_path / f"{order}.txt"
+        path.write_bytes(text.encode(order))
+        with pytest.raises(DataError, match=f"give text files, or --encoding {order} if"):
+            list(read(path))
+        with pytest.raises(DataError, match=r"has no byte-order mark.*--encoding utf-16-le .* or utf-16-be"):
+            list(read(path, encoding="UTF16"))
+        assert [document.text for document in read(path, encoding=order)] == [text.strip()]
+    path.write_bytes(text.encode("utf-16"))
+    assert [document.text for document in read(path, encoding="utf-16")] == [text.strip()]
+
+
+def test_a_parquet_column_that_is_no_text_and_a_file_that_has_gone(tmp_path):
+    path = tmp_path / "a.parquet"
+    for values in ([b"\xff"], [["a", "b"]]):
+        pq.write_table(pa.table({"text": values}), path)
+        with pytest.raises(DataError, match=r"a\.parquet: the column 'text' holds (binary|list<.*>), not text"):
+            list(read(path))
+    documents = read([path, tmp_path])  # listed now, opened later
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file"):
+        next(documents)
+
+
 def test_folders_globs_and_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a/c.jsonl", "a/README.md", ".hidden/x.txt", "image.png", "d.txt"):
         write(tmp_path / name, '{"text": "x"}' if name.endswith("l") else "x")

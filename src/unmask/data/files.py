@@ -101,9 +101,10 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
             decoder = codecs.getincrementaldecoder(name)("strict")
             wide = name.replace("_", "-").lower().startswith(("utf-16", "utf-32", "utf16", "utf32"))
             if not wide and (at := block.find(b"\0")) >= 0:
+                order = "utf-16-le" if at % 2 else "utf-16-be"  # of a letter or space below 256, one byte is a NUL
                 raise DataError(
                     f"{path} is not text: a NUL at {where} {at:,}{_looks_like(block)}; "
-                    "give text files, or --encoding utf-16 if that is what it is"
+                    f"give text files, or --encoding {order} if that is what it is"
                 )
         pending = len(decoder.getstate()[0])
         try:
@@ -124,7 +125,13 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def _encoding_of(path: Path | str, head: bytes, encoding: str) -> str:
-    if codecs.lookup(encoding).name != "utf-8":
+    known = codecs.lookup(encoding).name
+    if known in ("utf-16", "utf-32") and len(head) > 3 and not any(head.startswith(mark) for mark, name in BOMS if name == known):
+        raise DataError(
+            f"{path} has no byte-order mark at its beginning, and {encoding} does not say which byte comes first; "
+            f"say --encoding {known}-le (as Windows writes it) or {known}-be"
+        )
+    if known != "utf-8":
         return encoding
     for mark, name in BOMS:
         if head.startswith(mark):

@@ -359,6 +359,8 @@ def _parquet(source: Source, options: Options) -> Iterator[Document]:
             for name, flag in ((options.text_column, "--text-column"), (options.id_column, "--id-column")):
                 if name is not None and name not in schema.names:
                     raise no_column(source.path, name, schema.names, flag)
+                if name is not None and (pa.types.is_nested(kind := schema.field(name).type) or pa.types.is_binary(kind)):
+                    raise DataError(f"{source.path}: the column '{name}' holds {kind}, not text; name another: {flag}")
             keep = [column.name for column in schema if not pa.types.is_nested(column.type) and not pa.types.is_binary(column.type)]
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=keep, use_threads=False):
@@ -367,7 +369,7 @@ def _parquet(source: Source, options: Options) -> Iterator[Document]:
                     if document := _row(row, f"{source.path}, row {number}", f"{source.name}:{number}", source, options):
                         yield document
     except (pa.ArrowException, OSError) as error:
-        if Path(source.path).stat().st_size == 0:
+        if Path(source.path).is_file() and Path(source.path).stat().st_size == 0:
             raise EmptyFile(f"{source.path} is empty; give a file that holds text") from None
         raise DataError(f"{source.path} is not a readable Parquet file: {error}") from None
 
