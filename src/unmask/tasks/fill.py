@@ -149,7 +149,7 @@ class Filler:
         if chosen.targets is not None:
             from .fill_targets import fill_targets
 
-            yield from fill_targets(self, texts, chosen)
+            yield from fill_targets(self, ((text, chosen) for text in texts))
             return
         waiting: list[tuple[MaskedText, Filled]] = []
         for item, result in self._marginals(texts, chosen):

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 CHUNK = 256  # texts scored at a time
 
 
-def fill_targets(filler: Filler, texts: Iterable[Text], chosen: FillOptions) -> Iterator[Filled]:
+def fill_targets(filler: Filler, pairs: Iterable[tuple[Text, FillOptions]]) -> Iterator[Filled]:
     """Yield for each text the scores of its targets at each mask."""
-    rest = iter(texts)
+    rest = iter(pairs)
     while chunk := list(islice(rest, CHUNK)):
-        items = filler.texts.read(chunk)
-        asked = [(item, mask, words) for item in items if item.error is None for mask, words in enumerate(_wanted(item, chosen))]
+        items = list(zip(filler.texts.read([text for text, _ in chunk]), [chosen for _, chosen in chunk], strict=True))
+        asked = [(item, mask, words) for item, chosen in items if item.error is None for mask, words in enumerate(_wanted(item, chosen))]
         answers = iter(_ask(filler, asked))
-        for item in items:
+        for item, chosen in items:
             masks = [next(answers) for _ in item.spans] if item.error is None else []
             wrong = next((found for found in masks if isinstance(found, str)), None)
             if wrong is not None:

@@ -1,0 +1,318 @@
+"""What comes in and goes out: the shapes of the Hugging Face inference API, and those of our own page.
+
+`huggingface_hub.InferenceClient` sends {"inputs": ..., "parameters": {...}} and reads a list of elements. Fields that are not known here
+are refused: a misspelled parameter that is passed over in silence changes the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Body(BaseModel):
+    """A request: nothing is guessed from another type, nothing unknown is passed over."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# fill-mask
+
+
+class FillParameters(Body):
+    """How masks are filled; `targets` and `top_k` are those of the inference API, the others are of Unmask.
+
+    `targets` are scored exactly, whatever number of pieces they have: one list for all masks, or a list for each.
+    """
+
+    top_k: Count | None = None
+    targets: Annotated[list[str], Field(min_length=1)] | Annotated[list[list[str]], Field(min_length=1)] | None = None
+    renormalize: bool = False
+    whole_words: bool = False
+    no_subwords: bool = False
+    vocabulary: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class FillRequest(Body):
+    """Texts with masks: [MASK], <mask> or ___."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The [MASK] is playing.", "parameters": {"top_k": 3}}]})
+
+    inputs: str | list[str]
+    parameters: FillParameters | None = None
+    options: dict[str, Any] | None = None  # of the inference API (wait_for_model ...): there is nothing here that they would change
+
+
+class FillElement(BaseModel):
+    """A candidate: the first four fields are those of the inference API."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+    word: str
+    log_prob: float
+    truncated: bool
+
+
+class Failed(BaseModel):
+    """In the place of a text's answer, where others of the request have one."""
+
+    error: str
+
+
+# a text with several masks has a list for each of them; a list of texts has such an answer for each
+FillAnswer = list[FillElement] | list[list[FillElement]] | list[list[FillElement] | list[list[FillElement]] | Failed]
+
+
+# text-classification, token-classification, question-answering
+
+
+class ClassifyParameters(Body):
+    """As of the inference API."""
+
+    top_k: Count | None = None
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+
+
+class ClassifyRequest(Body):
+    """Texts to be classified."""
+
+    inputs: str | list[str]
+    parameters: ClassifyParameters | None = None
+    options: dict[str, Any] | None = None
+
+
+class ClassElement(BaseModel):
+    """A label with its probability. The answer to a text is a list of them, the likeliest first, and comes in a list, even if it is one."""
+
+    label: str
+    score: float
+
+
+class TagParameters(Body):
+    """As of the inference API."""
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
+    ignore_labels: list[str] | None = None
+    stride: Annotated[int, Field(ge=0)] | None = None
+
+
+class TagRequest(Body):
+    """Texts in which entities are to be found."""
+
+    inputs: str | list[str]
+    parameters: TagParameters | None = None
+    options: dict[str, Any] | None = None
+
+
+class TagElement(BaseModel):
+    """An entity: where in the text it stands, from character to character."""
+
+    entity_group: str
+    score: float
+    word: str
+    start: int
+    end: int
+
+
+class Asked(Body):
+    """A question and the text that holds its answer."""
+
+    question: str
+    context: str
+
+
+class AnswerParameters(Body):
+    """As of the inference API."""
+
+    top_k: Count | None = None
+    doc_stride: Count | None = None
+    max_answer_len: Count | None = None
+    max_seq_len: Count | None = None
+    max_question_len: Count | None = None
+    handle_impossible_answer: bool | None = None
+    align_to_words: bool | None = None
+
+
+class AnswerRequest(Body):
+    """A question, or several."""
+
+    inputs: Asked | list[Asked]
+    parameters: AnswerParameters | None = None
+    options: dict[str, Any] | None = None
+
+
+class AnswerElement(BaseModel):
+    """An answer, alone where top_k is 1 or not given, in a list of answers otherwise."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+# scores and tokens
+
+
+class ScoreParameters(Body):
+    """As `unmask score` has them."""
+
+    method: Literal["original", "word_l2r", "sampled"] = "original"
+    sample: Annotated[int, Field(ge=2, le=10_000)] = 16
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class ScoreRequest(Body):
+    """Texts to be scored; `model` is asked for at /score, where several are served."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The orchestra is playing."}]})
+
+    inputs: str | list[str]
+    parameters: ScoreParameters | None = None
+    model: str | None = None
+
+
+class TokenizeRequest(Body):
+    """Texts to be cut into tokens."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The orchestra is playing."}]})
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    model: str | None = None
+
+
+class TokenElement(BaseModel):
+    """A token, and from which to which character of the text it stands (0 and 0: in no place)."""
+
+    id: int
+    token: str
+    start: int
+    end: int
+    special: bool
+
+
+class Tokenized(BaseModel):
+    """The tokens of a text; `truncated`: the model has positions for fewer."""
+
+    tokens: list[TokenElement]
+    num_tokens: int
+    truncated: bool
+
+
+class Nothing(Body):
+    """An empty body."""
+
+
+# of our own page
+
+
+class PageFill(Body):
+    """A text with masks, and the model that fills them (not needed where one is served)."""
+
+    text: str
+    model: str | None = None
+    top_k: Count = 5
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class PageText(Body):
+    """A text, and the model (not needed where one is served)."""
+
+    text: str
+    model: str | None = None
+
+
+class PageCandidate(BaseModel):
+    """What may stand at a mask, and the text with it; `error` says why a target has no score."""
+
+    token: str
+    word: str
+    score: float | None
+    logprob: float | None
+    text: str
+    error: str | None = None
+
+
+class PageMask(BaseModel):
+    """The candidates at a mask."""
+
+    candidates: list[PageCandidate]
+
+
+class PageFilled(BaseModel):
+    """A text's masks; `truncated`: the model saw a window around each."""
+
+    masks: list[PageMask]
+    truncated: bool
+
+
+class PageSurprisal(BaseModel):
+    """A token, where it stands, and -log of its probability."""
+
+    text: str
+    start: int
+    end: int
+    surprisal_nats: float
+    special: bool = False
+
+
+class PageScored(BaseModel):
+    """A text's tokens, and the numbers of `unmask score`."""
+
+    tokens: list[PageSurprisal]
+    pseudo_log_likelihood: float
+    pseudo_perplexity: float | None
+    pseudo_perplexity_per_word: float | None
+    pseudo_perplexity_per_byte: float | None
+    num_tokens: int
+    num_words: int
+    num_bytes: int
+    windows: int
+    truncated: bool
+
+
+class ModelInfo(BaseModel):
+    """A model that is served; what is None is known when it has been loaded."""
+
+    name: str
+    task: str
+    path_name: str
+    loaded: bool
+    num_loads: int
+    error: str | None = None
+    vocab_size: int | None = None
+    max_length: int | None = None
+    mask_token: str | None = None
+    backend: str | None = None
+    precision: str | None = None
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    models: list[ModelInfo]
+
+
+class State(BaseModel):
+    """How the service is."""
+
+    status: str
+    models: dict[str, str] | None = None
+
+
+class ErrorBody(BaseModel):
+    """Why a request was not answered; `detail` says what is wrong where."""
+
+    error: str
+    detail: list[dict[str, Any]] | None = None
+
+
+BODIES: Sequence[type[BaseModel]] = (
+    FillRequest, ClassifyRequest, TagRequest, AnswerRequest, ScoreRequest, TokenizeRequest, Nothing, PageFill, PageText,
+)  # fmt: skip

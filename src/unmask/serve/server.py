@@ -1,0 +1,110 @@
+"""The app on a socket: uvicorn, with connections that are not waited for for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..errors import ConfigError
+from .guard import dumps
+
+log = logging.getLogger(__name__)
+
+
+def _protocol() -> Any:
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol  # faster, where it is installed
+    except ImportError:
+        from uvicorn.protocols.http.h11_impl import H11Protocol as Protocol  # type: ignore[assignment]
+    return Protocol
+
+
+class Connection(_protocol()):  # type: ignore[misc]
+    """A connection that knows since when the head of a request is awaited.
+
+    uvicorn waits for a request's head as long as the client likes; its body, and the sending of an answer, are timed by Guard.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to count, or hang up where there are too many."""
+        super().connection_made(transport)
+        app = self.config.app
+        self.since: float | None = self.loop.time()
+        app.state.metrics.connections.set(len(self.connections))
+        if len(self.connections) > app.state.limits.max_connections:
+            self._end("503 Service Unavailable\r\nretry-after: 1", "too many connections are open; come back")
+
+    def data_received(self, data: bytes) -> None:
+        """Count from the first byte of a request's head to its last."""
+        super().data_received(data)
+        self.since = (self.since or self.loop.time()) if self.is_idle else None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in JSON, as everything."""
+        self._end("400 Bad Request", msg)
+
+    def _end(self, status: str, message: str) -> None:
+        if self.is_idle:  # else it would fall into the answer that is being sent
+            body = dumps({"error": message})
+            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, which also ends connections whose client sends no request, or no end of one's head."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Be called ten times a second."""
+        if counter % 10 == 0:
+            latest = asyncio.get_running_loop().time() - self.config.app.state.limits.client_seconds
+            for connection in list(self.server_state.connections):
+                if connection.since is not None and connection.since < latest:  # type: ignore[union-attr]
+                    connection.transport.close()
+        return await super().on_tick(counter)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises: ConfigError where the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+        made.listen(2048)  # from now on who comes is kept waiting, not turned away
+    except (OSError, OverflowError) as error:
+        made.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--host {host} --port {port} cannot be used: {reason}; name another, or stop what uses it") from None
+    return made
+
+
+def make_server(app: FastAPI, *, drain_seconds: int = 60) -> Server:
+    """Return a server that, told to end, answers what it has accepted for at most `drain_seconds`."""
+    config = uvicorn.Config(
+        app, http=Connection, ws="none", lifespan="on", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+        timeout_keep_alive=75, timeout_graceful_shutdown=drain_seconds, h11_max_incomplete_event_size=2**16,
+    )  # fmt: skip
+    return Server(config)
+
+
+def run(app: FastAPI, sock: socket.socket) -> None:
+    """Serve until a signal says to end (SIGTERM or SIGINT)."""
+    server = make_server(app)
+    try:
+        server.run(sockets=[sock])
+    except KeyboardInterrupt:  # uvicorn has ended in good order, and raises the signal again
+        log.info("ended")

@@ -1,0 +1,246 @@
+"""What a served model does: one entry a task. A new task is its shapes in schema.py, and `load`, `read`, `run` and `show` here.
+
+`load` makes the object that does the task (on an Engine, as everything), `read` makes a work of a request's body, `run` does the works of
+many requests at once, each with its results or its error, and `show` puts results into the shape of the Hugging Face inference API.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel
+
+from ..errors import UnmaskError
+from ..tasks.fill import Filled, Filler, FillOptions
+from . import schema
+from .limits import Limits, Refused
+
+if TYPE_CHECKING:
+    from ..evaluate.pll import Scorer
+
+OVERHEAD_TOKENS = 8  # of a text, whatever its length
+
+
+class Work(NamedTuple):
+    """What one request wants done: inputs, how, and whether it sent one input alone."""
+
+    inputs: list[Any]
+    options: Any
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task: its name in the Hugging Face inference API, how the architectures that do it end, and the functions of this module's head.
+
+    `cost` is about how many tokens the model will see for a work.
+    """
+
+    name: str
+    architecture: str
+    body: type[BaseModel]
+    answer: Any
+    load: Callable[..., Any]
+    read: Callable[[Any, Limits], Work]
+    run: Callable[[Any, Sequence[Work], Limits], list[Any]]
+    show: Callable[[Work, Any], Any]
+    cost: Callable[[Work], int]
+
+
+def inputs_of(given: Any, limits: Limits) -> tuple[list[Any], bool]:
+    """Return a request's inputs as a list, and whether it was one alone.
+
+    Raises: Refused.
+    """
+    inputs = given if isinstance(given, list) else [given]
+    if not inputs:
+        raise Refused(422, "there is nothing in inputs; give a text, or a list of them")
+    if len(inputs) > limits.max_inputs:
+        raise Refused(413, f"{len(inputs):,} inputs in one request; at most {limits.max_inputs:,}: send several requests")
+    return inputs, not isinstance(given, list)
+
+
+def each(work: Work, results: Sequence[Any], show: Callable[[Any], Any]) -> Any:
+    """Return what is shown of each result; of one that failed its error, where others of the request did not.
+
+    Raises: Refused where none is left.
+    """
+    failed = [{"index": number, "error": result.error} for number, result in enumerate(results) if result.error is not None]
+    if len(failed) == len(results):
+        raise Refused(422, failed[0]["error"], detail=None if work.single else failed)
+    shown = [show(result) if result.error is None else {"error": result.error} for result in results]
+    return shown[0] if work.single else shown
+
+
+def text_cost(work: Work) -> int:
+    """Return about how many tokens texts are together."""
+    return sum(OVERHEAD_TOKENS + len(text) // 4 for text in work.inputs)
+
+
+# fill-mask
+
+
+def read_fill(body: schema.FillRequest, limits: Limits) -> Work:
+    """Return a request to fill masks."""
+    inputs, single = inputs_of(body.inputs, limits)
+    asked = body.parameters or schema.FillParameters()
+    options = FillOptions(
+        top_k=asked.top_k or (5 if asked.targets is None else 10_000),  # given targets, all of them, unless it says how many
+        targets=asked.targets, renormalize=asked.renormalize, vocabulary=asked.vocabulary, whole_words=asked.whole_words,
+        no_subwords=asked.no_subwords, independent=True,
+    )  # fmt: skip
+    return Work(inputs, options, single)
+
+
+def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list[Filled] | UnmaskError]:
+    """Fill the masks of many requests: those that differ in nothing but their number of candidates, and all that have targets, together."""
+    outcomes: list[Any] = [_too_much(filler, work, limits) for work in works]
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for number, work in enumerate(works):
+        if outcomes[number] is None:
+            chosen = work.options
+            # by the power of two: candidates that one request asks for are made for all
+            key = "targets" if chosen.targets is not None else replace(chosen, top_k=1 << (chosen.top_k - 1).bit_length(), vocabulary=None)
+            groups[key, tuple(chosen.vocabulary or ())].append(number)
+    for (kind, _), members in groups.items():
+        pairs = [(text, works[number].options) for number in members for text in works[number].inputs]
+        if kind == "targets":
+            from ..tasks.fill_targets import fill_targets
+
+            results = list(fill_targets(filler, pairs))
+        else:
+            first = pairs[0][1]
+            results = filler.fill(
+                [text for text, _ in pairs], top_k=max(chosen.top_k for _, chosen in pairs), independent=True,
+                whole_words=first.whole_words, no_subwords=first.no_subwords, vocabulary=first.vocabulary,
+            )  # fmt: skip
+        start = 0
+        for number in members:
+            count = len(works[number].inputs)
+            outcomes[number] = results[start : start + count]
+            start += count
+    return outcomes
+
+
+def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
+    total = 0
+    for text in work.inputs:
+        masks = sum(1 for _ in filler.marker.finditer(text))
+        if masks > limits.max_masks:
+            return Refused(413, f"there are {masks:,} masks in a text; at most {limits.max_masks}: send it in parts")
+        targets = work.options.targets
+        if targets is None:
+            words = masks * min(work.options.top_k, len(filler.tokenizer))
+        else:
+            words = len(targets) * masks if isinstance(targets[0], str) else sum(map(len, targets))
+        total += words * (len(text) + 64)
+    if total > limits.max_answer_characters:
+        return Refused(413, f"the answer would hold {total:,} characters of filled texts; at most {limits.max_answer_characters:,}: "
+                            "ask for fewer candidates (top_k, targets), or send shorter texts")  # fmt: skip
+    return None
+
+
+def show_fill(work: Work, results: Sequence[Filled]) -> Any:
+    """Return candidates as the inference API has them, the likeliest first: a list, or a list for each of several masks.
+
+    Raises: Refused where a target has no score.
+    """
+
+    def show(result: Filled) -> Any:
+        masks = [
+            [
+                {"score": one.score, "token": one.token_id, "token_str": one.token, "sequence": one.sequence, "word": one.word,
+                 "log_prob": one.log_prob, "truncated": result.truncated}
+                for one in sorted(mask, key=lambda one: -one.score)[: work.options.top_k]
+            ]
+            for mask in result
+        ]  # fmt: skip
+        return masks[0] if len(masks) == 1 else masks
+
+    def checked(result: Filled) -> Filled:
+        wrong = next((one.error for mask in result for one in mask if one.error is not None), None)
+        return result if wrong is None else replace(result, error=wrong)
+
+    return each(work, [checked(result) for result in results], show)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "fill-mask", "ForMaskedLM", schema.FillRequest, schema.FillAnswer, Filler.load, read_fill, run_fill, show_fill, text_cost
+        ),
+    )
+}  # fmt: skip
+
+
+def task_of(architectures: Sequence[str] | None, path: Path | str) -> Task:
+    """Return the task that a model's architecture does.
+
+    Raises: Refused where it is none of those served.
+    """
+    names = list(architectures or ())
+    found = next((task for task in TASKS.values() if any(name.endswith(task.architecture) for name in names)), None)
+    if found is not None or not names:
+        return found or TASKS["fill-mask"]
+    known = ", ".join(f"*{task.architecture}" for task in TASKS.values())
+    raise Refused(422, f"'{path}' is a {names[0]}, which is not served; architectures that are: {known}")
+
+
+# scores
+
+
+def read_score(body: schema.ScoreRequest, limits: Limits) -> Work:
+    """Return a request to score texts."""
+    inputs, single = inputs_of(body.inputs, limits)
+    few_characters(inputs, limits)
+    return Work(inputs, body.parameters or schema.ScoreParameters(), single)
+
+
+def few_characters(texts: Sequence[str], limits: Limits) -> None:
+    """Refuse texts that are too long to be answered token by token.
+
+    Raises: Refused.
+    """
+    size = sum(map(len, texts))
+    if size > limits.max_characters:
+        raise Refused(413, f"{size:,} characters; at most {limits.max_characters:,} in one request: send it in parts")
+
+
+def score_cost(work: Work) -> int:
+    """Return about how many tokens the model will see: each token is masked in a copy of its text."""
+    per_text = ((OVERHEAD_TOKENS + len(text) // 4) for text in work.inputs)
+    sampled = work.options.sample if work.options.method == "sampled" else None
+    return sum(size * min(size, sampled or size) for size in per_text)
+
+
+def run_score(scorer: Scorer, works: Sequence[Work], limits: Limits) -> list[Any]:
+    """Score the texts of many requests, those that ask for the same method together.
+
+    Returns for each request its (score, places of the tokens in the text) a text, or its error.
+    """
+    outcomes: list[Any] = [None] * len(works)
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for number, work in enumerate(works):
+        encodings = scorer.encoder.backend.encode_batch(work.inputs, add_special_tokens=False)
+        longest = max(len(encoding.ids) for encoding in encodings)
+        num_masked = min(longest, work.options.sample) if work.options.method == "sampled" else longest
+        if num_masked > limits.max_text_tokens:
+            outcomes[number] = Refused(
+                413, f"{num_masked:,} tokens of a text; at most {limits.max_text_tokens:,}, each of which is masked in turn: "
+                'send it in parts, or ask for a sample (parameters: {"method": "sampled"})')  # fmt: skip
+            continue
+        outcomes[number] = [encoding.offsets for encoding in encodings]
+        chosen = work.options
+        groups[(chosen.method, chosen.sample, chosen.seed)].append(number)
+    for (method, sample, seed), members in groups.items():
+        texts = [text for number in members for text in works[number].inputs]
+        results = scorer.score(texts, method, sample=sample, seed=seed)
+        for number in members:
+            outcomes[number] = [(next(results), places) for places in outcomes[number]]
+        next(results, None)  # lets the generator end
+    return outcomes

@@ -1,0 +1,178 @@
+"""The endpoints say what the library says, in the shapes that clients of the Hugging Face inference API expect."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the service needs the extra `serve`")
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+from unmask.evaluate.pll import Scorer
+from unmask.tasks.fill import Filler
+
+TEXT = "The nurse watches the [MASK] in the garden."
+TWO = "The [MASK] watches the doctor in the <mask>."
+
+
+@pytest.fixture(scope="module")
+def service(tiny_bert, serving):
+    with serving({"tiny": tiny_bert, "tiny-2": tiny_bert}, max_tokens=512) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def filler(tiny_bert):
+    return Filler.load(tiny_bert, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    return InferenceClient(model=f"{service.url}/models/tiny")
+
+
+def test_the_client_of_the_hub_fills_a_mask(client, filler):
+    found = client.fill_mask(TEXT)
+    best = filler.fill(TEXT, top_k=5)[0]
+    assert [(one.token, one.token_str, one.sequence) for one in found] == [(one.token_id, one.token, one.sequence) for one in best]
+    assert [one.score for one in found] == pytest.approx([one.score for one in best], rel=1e-5)
+    assert len(client.fill_mask(TEXT, top_k=2)) == 2
+
+
+def test_the_client_of_the_hub_scores_targets(client, filler):
+    words = ["doctor", "lawyer", "the farmer"]
+    found = client.fill_mask(TEXT, targets=words)
+    scores = {one.token: one.score for one in filler.fill(TEXT, targets=words)[0]}
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert {one.token_str: one.score for one in found} == pytest.approx(scores, rel=1e-5)
+    assert len(client.fill_mask(TEXT, targets=words, top_k=1)) == 1
+
+
+def test_several_masks_have_a_list_each(client, filler):
+    found = client.fill_mask(TWO, top_k=3)
+    best = filler.fill(TWO, top_k=3, independent=True)
+    assert [[one["token"] for one in mask] for mask in found] == [[one.token_id for one in mask] for mask in best]
+
+
+def test_the_client_of_the_hub_is_told_what_is_wrong(client):
+    with pytest.raises(HfHubHTTPError, match="there is no mask in 'Nothing to fill.'"):
+        client.fill_mask("Nothing to fill.")
+    with pytest.raises(HfHubHTTPError, match="'zzzqqq'"):
+        client.fill_mask(TEXT, targets=["doctor", "zzzqqq☃"])
+
+
+def test_a_list_has_an_answer_for_each_text(service):
+    status, found = service.post("/models/tiny", {"inputs": [TEXT, "no mask here", TWO], "parameters": {"top_k": 2}})
+    assert status == 200
+    assert len(found[0]) == 2 and found[0][0]["sequence"] == TEXT.replace("[MASK]", found[0][0]["token_str"])
+    assert "there is no mask" in found[1]["error"]
+    assert [len(mask) for mask in found[2]] == [2, 2]
+    status, found = service.post("/models/tiny", {"inputs": ["no mask", "none either"]})
+    assert status == 422 and [one["index"] for one in found["detail"]] == [0, 1]
+
+
+def test_parameters_of_our_own(service, filler):
+    body = {"inputs": TEXT, "parameters": {"targets": ["doctor", "lawyer"], "renormalize": True}}
+    assert sum(one["score"] for one in service.post("/models/tiny", body)[1]) == pytest.approx(1)
+    found = service.post("/models/tiny", {"inputs": TEXT, "parameters": {"vocabulary": ["farmer", "judge"], "top_k": 9}})[1]
+    assert {one["token_str"] for one in found} == {"farmer", "judge"}
+    found = service.post("/models/tiny", {"inputs": TEXT, "parameters": {"whole_words": True, "top_k": 40}})[1]
+    assert [one["token_str"] for one in found] == [one.token for one in filler.fill(TEXT, whole_words=True, top_k=40)[0]]
+
+
+def test_a_text_longer_than_the_model_says_so(service):
+    long = "The nurse watches the doctor. " * 200 + TEXT
+    status, found = service.post("/models/tiny", {"inputs": long})
+    assert status == 200 and all(one["truncated"] for one in found)
+    assert not any(one["truncated"] for one in service.post("/models/tiny", {"inputs": TEXT})[1])
+
+
+def test_scores_are_those_of_the_library(service, tiny_bert):
+    texts = ["The nurse watches the doctor.", "The judge pays the sailor in the court often."]
+    expected = [one.to_dict() for one in Scorer.load(tiny_bert, device="cpu").score(texts)]
+    status, found = service.post("/models/tiny/score", {"inputs": texts})
+    assert status == 200
+    for one, other in zip(found, expected, strict=True):
+        assert one.pop("log_probs") == pytest.approx(other.pop("log_probs"), abs=1e-5)
+        assert one["pseudo_perplexity"] == pytest.approx(other["pseudo_perplexity"], rel=1e-5)
+        assert one["tokens"] == other["tokens"]
+    alone = service.post("/score", {"inputs": texts[0], "model": "tiny"})[1]
+    assert alone["pseudo_perplexity"] == pytest.approx(expected[0]["pseudo_perplexity"], rel=1e-5)
+    sampled = service.post("/models/tiny/score", {"inputs": texts[1], "parameters": {"method": "sampled", "sample": 3}})[1]
+    assert sampled["num_scored_tokens"] == 3
+
+
+def test_the_page_gets_surprisals_with_their_places(service):
+    text = "The nurse, Ölaf's <script>, watches."
+    status, found = service.post("/api/score", {"model": "tiny", "text": text})
+    assert status == 200
+    assert all(one["text"] == text[one["start"] : one["end"]] and one["surprisal_nats"] > 0 for one in found["tokens"])
+    assert "".join(one["text"] for one in found["tokens"]) == text.replace(" ", "")
+    assert found["pseudo_perplexity"] > 1 and found["windows"] == 1 and not found["truncated"]
+
+
+def test_the_page_gets_candidates(service, filler):
+    status, found = service.post("/api/fill", {"model": "tiny", "text": TWO.replace("<mask>", "___"), "top_k": 3})
+    assert status == 200 and not found["truncated"]
+    best = filler.fill(TWO, top_k=3, independent=True)
+    for mask, expected in zip(found["masks"], best, strict=True):
+        assert [one["token"] for one in mask["candidates"]] == [one.token for one in expected]
+        assert {"token", "word", "score", "logprob", "text"} <= set(mask["candidates"][0])
+    found = service.post("/api/fill", {"model": "tiny", "text": TEXT, "targets": ["judge", "zzzqqq☃", "nurse"]})[1]
+    first, wrong, last = found["masks"][0]["candidates"]
+    assert (first["token"], last["token"]) == ("judge", "nurse")  # in their order
+    assert wrong["score"] is None and "vocabulary" in wrong["error"]
+
+
+def test_tokens_have_their_places(service):
+    text = "The nurse watches."
+    found = service.post("/api/tokenize", {"model": "tiny", "text": text})[1]
+    assert [text[one["start"] : one["end"]] for one in found["tokens"]] == ["The", "nurse", "watches", "."]
+    whole = service.post("/models/tiny/tokenize", {"inputs": [text, "a" * 99]})[1]
+    assert [one["token"] for one in whole[0]["tokens"]][:: len(whole[0]["tokens"]) - 1] == ["[CLS]", "[SEP]"]
+    assert whole[0]["tokens"][0]["special"] and not whole[0]["truncated"]
+    assert service.post("/tokenize", {"inputs": "nurse " * 600, "model": "tiny-2"})[1]["truncated"]
+
+
+def test_models_are_listed(service):
+    service.post("/models/tiny", {"inputs": TEXT})
+    (first, _), num = service.ask("GET", "/models")[1]["models"], service.ask("GET", "/models/tiny")[1]["num_loads"]
+    assert first["name"] == "tiny" and first["task"] == "fill-mask" and first["path_name"] == "tiny-bert"
+    assert (first["mask_token"], first["max_length"], first["backend"], first["precision"]) == ("[MASK]", 512, "torch", "fp32")
+    assert first["vocab_size"] > 50 and num == 1
+
+
+def test_one_model_of_several_must_be_named(service):
+    status, found = service.post("/score", {"inputs": "A text."})
+    assert status == 422 and "tiny, tiny-2" in found["error"]
+
+
+def test_the_state_is_told(service):
+    assert service.ask("GET", "/health") == (200, {"status": "ok"})
+    status, found = service.ask("GET", "/ready")
+    assert status == 200 and found["status"] == "ready" and set(found["models"]) == {"tiny", "tiny-2"}
+
+
+def test_counters_for_prometheus(service):
+    service.post("/models/tiny", {"inputs": TEXT})
+    service.post("/models/tiny", {"inputs": "no mask"})
+    status, headers, text = service.ask_all("GET", "/metrics")
+    assert status == 200 and headers["content-type"].startswith("text/plain")
+    lines = text.decode()
+    counts = dict(re.findall(r'unmask_requests_total\{endpoint="/models/\{name\}",status="(\d+)"\} ([\d.]+)', lines))
+    assert float(counts["200"]) >= 1 and float(counts["422"]) >= 1
+    assert re.search(r'unmask_turn_requests_count\{model="tiny",task="fill-mask"\} [1-9]', lines)
+
+
+def test_the_docs_ask_no_other_server(service):
+    status, headers, page = service.ask_all("GET", "/docs")
+    text = page.decode()
+    assert status == 200 and headers["content-type"].startswith("text/html")
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text) and "<script" not in text
+    spec = service.ask("GET", "/openapi.json")[1]
+    assert {"/models/{name}", "/score", "/tokenize", "/health", "/ready", "/metrics", "/models"} <= set(spec["paths"])
+    assert all(path in text for path in spec["paths"])
+    refs = set(re.findall(r'"#/components/schemas/(\w+)"', str(spec).replace("'", '"')))
+    assert refs and refs <= set(spec["components"]["schemas"])
