@@ -35,6 +35,7 @@ def test_the_card_of_a_run_from_scratch(run, text_file):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     for key, name in (("", "this model"), ("untrained", "untrained model"), ("unigram", "word frequencies alone")):
         row = metrics[key] if key else metrics
+        assert row["precision"] == "fp32" if key != "unigram" else "precision" not in row
         assert f"| {name} | {row['masked_accuracy']:.1%} | {row['masked_perplexity']:,.1f} | {row['masked_loss']:.3f} |" in body
     facts = [metrics["masks_fingerprint"], f"{metrics['num_masked_tokens']:,} masked tokens", "`ModernBertForMaskedLM`", "**Layers:** 2"]
     facts += ["**Seed:** 0", "`corpus.txt`", "[MASK]", "Muon (0.01)", "30% of the tokens", "at most 32 tokens"]

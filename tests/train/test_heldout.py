@@ -83,6 +83,7 @@ def test_bf16_is_near(make_model, batches):
     model = make_model()
     exact, rough = heldout(model, batches(256)), heldout(model, batches(256), Precision("bf16", "cpu"))
     assert rough["masked_loss"] == pytest.approx(exact["masked_loss"], abs=0.02) and rough["masked_loss"] != exact["masked_loss"]
+    assert (exact["precision"], rough["precision"]) == ("fp32", "bf16")
 
 
 def test_sums_in_chunks(monkeypatch):

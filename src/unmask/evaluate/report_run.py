@@ -148,11 +148,12 @@ def results(metrics: Mapping[str, Any]) -> str:
         values = [f"{row['masked_accuracy']:.1%}", amount(row["masked_perplexity"], ",.1f"), amount(row["masked_loss"], ".3f")]
         rows.append((NAMES[key], values, not key))
     documents = f" in {metrics['num_documents']:,} documents" if metrics.get("num_documents") else ""
+    measured = f", measured with {metrics['precision']} products" if metrics.get("precision") else ""
     note = (
-        f"All rows: the same {metrics['num_masked_tokens']:,} masked tokens{documents} that the model was not trained on. Accuracy: the "
-        "share of them whose most probable prediction is the original token. Loss: the mean negative logarithm of the probability of the "
-        "original token, in nats. Perplexity: its exponential; it does not compare with that of a model that reads from left to right, "
-        "nor of one with another vocabulary."
+        f"All rows: the same {metrics['num_masked_tokens']:,} masked tokens{documents} that the model was not trained on{measured}. "
+        "Accuracy: the share of them whose most probable prediction is the original token. Loss: the mean negative logarithm of the "
+        "probability of the original token, in nats. Perplexity: its exponential; it does not compare with that of a model that reads "
+        "from left to right, nor of one with another vocabulary."
     )
     return (
         f"<section><h2>On held-out text</h2>{numbers(('', 'accuracy', 'perplexity', 'loss'), rows)}"

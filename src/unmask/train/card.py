@@ -161,7 +161,8 @@ def definitions(metrics: Mapping[str, Any]) -> str:
     """Return in words what the numbers of a run are, and on which masks they were measured."""
     documents = f" in {metrics['num_documents']:,} held-out documents" if metrics.get("num_documents") else " in held-out documents"
     return (
-        f"Measured on the same {metrics['num_masked_tokens']:,} masked tokens{documents} for every row (mask fingerprint "
+        f"Measured, {metrics.get('precision', 'fp32')} products, on the same {metrics['num_masked_tokens']:,} masked tokens{documents} "
+        "for every row (mask fingerprint "
         f"`{metrics.get('masks_fingerprint')}`): 15% of the tokens, of which 80% are replaced by the mask token, 10% by a random one and "
         "10% left as they are. *Masked loss* is the mean, over those tokens, of the negative logarithm of the probability given to the "
         "original token; *masked perplexity* is its exponential, and *masked accuracy* the share of tokens whose most probable "

@@ -25,10 +25,11 @@ MAX_EXPONENT = 700.0  # exp of more is no float
 
 
 def heldout(model: PreTrainedModel, batches: Iterable[PackedBatch], precision: Precision | None = None) -> dict[str, Any]:
-    """Return masked_loss, masked_perplexity, masked_accuracy, num_masked_tokens, num_documents and num_tokens of a model on frozen batches.
+    """Return masked_loss, masked_perplexity, masked_accuracy, num_masked_tokens, num_documents, num_tokens of a model on frozen batches.
 
     `masked_loss` is the mean over masked tokens (not over batches) of the negative log-probability of the original token, summed in
-    float64; the perplexity, its exponential, is that of a masked language model and does not compare with a causal one.
+    float64; the perplexity, its exponential, is that of a masked language model and does not compare with a causal one. `precision` names
+    the number format of the products that were measured with.
     Units: masked_loss in nats. The model is left in the mode (training or evaluation) that it was in.
     Raises: DataError where the batches hold no masked token.
     """
@@ -49,7 +50,8 @@ def heldout(model: PreTrainedModel, batches: Iterable[PackedBatch], precision: P
                 documents.update(number for number in batch.documents.tolist() if number >= 0)
     finally:
         model.train(training)
-    return numbers(loss, correct, labels, num_documents=len(documents), num_tokens=tokens)
+    found = numbers(loss, correct, labels, num_documents=len(documents), num_tokens=tokens)
+    return {**found, "precision": precision.name if precision is not None else "fp32"}
 
 
 def sums(logits: Tensor, labels: Tensor) -> tuple[float, int]:
