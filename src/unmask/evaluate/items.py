@@ -1,4 +1,4 @@
-"""Numbers over the items of a test, with bootstrap intervals, overall and by category; how items that could not be asked are counted."""
+"""Numbers over the items of a test, with intervals, overall and by category; how items that could not be asked are counted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from .evaluation import METRICS, PREDICTIONS, write
 from .stats import LEVEL, finite, interval, weights
 
 NO_VALUE = "(none)"
+MAX_ITEMS = 300_000  # of a test, which is held in memory with what the model said of it: some 3 kB an item
+METHOD = "Wilson score of shares of items that are right or wrong; percentile bootstrap over items of all else, and of shares with ties"
+SHARES = ("accuracy", "candidate_accuracy", "precision_at_1", "precision_at_5", "precision_at_10", "mean_reciprocal_rank")
 Ratios = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -56,8 +59,10 @@ def check_output(output: str | Path | None, resamples: int) -> Path | None:
 def numbers(ratios: Ratios, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return {value, low, high, count} of each ratio of sums over items, and `why` where there is no interval.
 
-    Items are drawn with replacement; items with a divisor of zero do not count.
+    Items are drawn with replacement; items with a divisor of zero do not count. A share of items, each 0 or 1, has Wilson's interval
+    instead: of a test that is all right a bootstrap says that nothing else could have been, from 1 to 1.
     Shapes: both arrays of a ratio (items,).
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001 on few items.
     """
     tables = np.stack([part for pair in ratios.values() for part in pair], axis=1) if ratios else np.zeros((0, 0))
     size = len(tables)
@@ -67,19 +72,32 @@ def numbers(ratios: Ratios, *, resamples: int, seed: int) -> dict[str, Any]:
         samples = samples[:, ::2] / samples[:, 1::2]
         values = tables.sum(0)[::2] / tables.sum(0)[1::2]
     found = {}
-    for place, (name, (_, divisor)) in enumerate(ratios.items()):
+    for place, (name, (top, divisor)) in enumerate(ratios.items()):
         count = int(np.count_nonzero(divisor))
+        each = top[divisor != 0]
         bounds, why = None, None
         if count < 2:
             why = f"{'one item' if count else 'no item'} only: how far items differ cannot be seen; test on more"
         elif resamples < 2:
             why = "no resamples were asked for"
+        elif name in SHARES and np.isin(each, (0, 1)).all():
+            bounds = wilson(int(each.sum()), count)
         else:
             bounds = interval(samples[:, place])
             why = None if bounds else "most resamples hold nothing of it: too few items have it; test on more"
+            if bounds and bounds[0] == bounds[1]:
+                bounds, why = None, "it is the same in all items: how far others would differ cannot be seen; test on more"
         low, high = bounds or (None, None)
         found[name] = {"value": finite(values[place]), "low": low, "high": high, "count": count, **({"why": why} if why else {})}
     return found
+
+
+def wilson(num_right: int, num_items: int) -> tuple[float, float]:
+    """Return the interval of a share of independent items."""
+    from scipy.stats import binomtest
+
+    found = binomtest(num_right, num_items).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def sliced(ratios: Ratios, categories: Mapping[str, list[str]], *, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -109,7 +127,7 @@ def about_items(predictions: list[dict[str, Any]]) -> dict[str, Any]:
 
 def about_interval(resamples: int, seed: int) -> dict[str, Any]:
     """Return how the intervals were made."""
-    return {"level": LEVEL, "method": "percentile bootstrap over items", "resamples": resamples, "seed": seed}
+    return {"level": LEVEL, "method": METHOD, "resamples": resamples, "seed": seed}
 
 
 def category(values: Mapping[str, Any], name: str, none: str = NO_VALUE) -> str:
