@@ -27,7 +27,7 @@ from .evaluation import model_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..infer.engine import Request
+    from ..infer.engine import Backend, Request
 
 Method = Literal["original", "word_l2r", "sampled"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -185,12 +185,14 @@ class Scorer:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, *, max_length: int | None = None, context: int | None = None, **options: Any
+        self, model: PreTrainedModel | Backend, tokenizer: Any, *, max_length: int | None = None, context: int | None = None, **options: Any
     ) -> None:
-        from ..infer.engine import Engine
-        from ..model.load import check_fit
+        from ..infer.engine import Backend, Engine
 
-        check_fit(model, tokenizer, max_length)
+        if not isinstance(model, Backend):
+            from ..model.load import check_fit
+
+            check_fit(model, tokenizer, max_length)
         self.engine = Engine(model, **options)
         self.encoder = Encoder(tokenizer)
         self.specials = special_ids(tokenizer)
