@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import TokenizerError
 
+ROLES = ("mask", "pad", "cls", "sep", "unk", "bos", "eos")
+
 
 class PlainTokenizer:
     """A tokenizer.json with the names of its special tokens."""
@@ -15,10 +17,8 @@ class PlainTokenizer:
     def __init__(self, backend: Any, roles: dict[str, str], name: str) -> None:
         self.backend_tokenizer, self.name_or_path = backend, name
         self.added_tokens_decoder: dict[int, Any] = backend.get_added_tokens_decoder()
-        for role in ("mask", "pad", "cls", "sep", "unk", "bos", "eos"):
-            token = roles.get(f"{role}_token")
-            setattr(self, f"{role}_token", token)
-            setattr(self, f"{role}_token_id", None if token is None else backend.token_to_id(token))
+        for role in ROLES:
+            setattr(self, f"{role}_token", roles.get(f"{role}_token"))
         # transformers leaves it out of the settings where it is what the class has anyway
         self.model_input_names = ["input_ids", *(["token_type_ids"] if roles.get("cls_token") == "[CLS]" else []), "attention_mask"]
         self.all_special_ids = sorted({number for token in roles.values() if (number := backend.token_to_id(token)) is not None})
@@ -49,6 +49,13 @@ class PlainTokenizer:
         made = cls(backend, roles, str(folder))
         made.model_input_names = settings.get("model_input_names", made.model_input_names)
         return made
+
+    def __getattr__(self, name: str) -> Any:
+        role = name.removesuffix("_token_id")
+        if role == name or role not in ROLES:
+            raise AttributeError(f"a plain tokenizer has no {name!r}")
+        token = getattr(self, f"{role}_token")  # which may be named later
+        return None if token is None else self.backend_tokenizer.token_to_id(token)
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)

@@ -1,0 +1,71 @@
+"""The README.md of an exported model: what it is, how to load it, and what was measured before it was written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from ..train.card import escape, is_local, shown
+
+PIPELINES = {
+    "ForMaskedLM": "fill-mask", "ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}  # fmt: skip
+
+
+def card(name: str, report: dict[str, Any], table: list[tuple[str, ...]], mask: str) -> str:
+    """Return the README.md of an export; `report` is what export.json holds, `mask` the tokenizer's mask token."""
+    front = ["library_name: onnx", f"pipeline_tag: {PIPELINES[report['head']]}", "tags:", "- onnx", "- unmask"]
+    if not is_local(name):
+        front.append(f"base_model: {json.dumps(name)}")
+    parity, example = report["parity"], f"This is the {mask}."
+    parts = [
+        "\n".join(["---", *front, "---", ""]),
+        f"# {escape(shown(name))}, exported to ONNX ({report['precision']})\n",
+        f"Made by Unmask {report['versions']['unmask']}; it runs without torch and transformers, by `pip install 'unmask[onnx]'`.\n",
+        f"```sh\nunmask fill . {shlex.quote(example)}\n```\n",
+        f'```python\nfrom unmask import Filler\n\nprint(Filler.load(".").fill({example!r}))\n```\n',
+        f"With ONNX Runtime alone:\n\n```python\n{_RUNTIME.format(example=example, mask=mask)}```\n",
+        _INPUTS,
+        "## Measured before it was written\n",
+        f"On {escape(report['text'])}; {escape(report['machine']['cpu'])}, {report['machine']['num_threads']} threads. tokens/s: many "
+        "texts together; p50 and p95: the time of one text alone. Agreement is with the first row, on "
+        f"{parity['num_rows']:,} masks (the logits reach {parity['max_logit']:.1f}).\n",
+        markdown(table),
+    ]
+    if report["precision"] == "int8":
+        parts.append(
+            "Weights and embeddings are 8-bit integers with a scale for each row; activations are rounded to 8 bits as they come.\n"
+        )
+    return "\n".join(parts)
+
+
+_RUNTIME = """import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+session = onnxruntime.InferenceSession("model.onnx")
+ids = np.array([tokenizer.encode({example!r}).ids])
+feeds = {{
+    "input_ids": ids,
+    "attention_mask": np.ones_like(ids),
+    "token_type_ids": np.zeros_like(ids),
+    "label_positions": np.flatnonzero(ids == tokenizer.token_to_id({mask!r})),
+}}
+names = [value.name for value in session.get_inputs()]
+(logits,) = session.run(None, {{name: feeds[name] for name in names}})
+print([tokenizer.id_to_token(number) for number in np.argsort(-logits[0])[:5]])
+"""
+_INPUTS = """`input_ids`, `attention_mask` (and `token_type_ids`, where the model has them) are (batch, length), padded anywhere.
+`label_positions` (N,) says at which tokens the answer is wanted, as places in the flattened (batch x length), in any order; `logits` are
+(N, classes), fp32. All inputs are int64; every dimension may vary.
+"""
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    head, *rows = table
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

@@ -1,0 +1,138 @@
+"""Whether an exported model may be used: the same answers as the model it was made from, and in int8 as good and faster, on real text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.tokenizer import frame, special_ids
+from ..evaluate.masked import measure, window_length
+from ..evaluate.metrics import Estimates, estimates
+from ..evaluate.paired import difference
+from ..infer.engine import Engine, Request
+from ..infer.measure import Agreement, Speed, agreement, masked, speeds
+
+if TYPE_CHECKING:
+    from ..evaluate.text import Text
+
+EVERY = 7  # of the tokens that are compared, one is a mask: as many as are measured on
+PARITY_SEQUENCES, BULK_TOKENS, ALONE = 64, 4096, 24
+# sums of many fp32 numbers in another order: what twelve layers make of it is a hundredth of this
+TOLERANCE, SAME = 1e-3, 0.999
+METRIC = "masked_accuracy"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way to run the model does on the text: against the first one where it is compared, None where it was not measured."""
+
+    name: str
+    tokens_per_second: float
+    p50_milliseconds: float
+    p95_milliseconds: float
+    size_bytes: int
+    agreement: Agreement | None = None
+    masked_accuracy: float | None = None
+    masked_loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def sequences(text: Text, max_length: int | None, number: int = PARITY_SEQUENCES) -> list[Request]:
+    """Return the first windows of documents of a text, every seventh token masked."""
+    before, after = frame(text.tokenizer)
+    room = window_length(max_length, None) - len(before) - len(after)
+    contents = (text.store.gather(np.array([document]))[0][:room].astype(np.int64) for document in text.order[:number].tolist())
+    mask = special_ids(text.tokenizer).mask
+    return [masked(content, before, after, mask, EVERY) for content in contents]
+
+
+def holds(found: Agreement) -> bool:
+    """Return whether two ways to compute the same numbers in fp32 agree: to a thousandth of the largest, and in what they answer."""
+    return found.max_difference <= TOLERANCE * max(1.0, found.max_logit) and found.same_top_1 >= SAME
+
+
+def rows(
+    engines: Mapping[str, Engine], sizes: Mapping[str, int], requests: list[Request], found: Mapping[str, Estimates] | None = None
+) -> list[Row]:
+    """Return a row for each way to run a model: how fast it answers the requests, and how it agrees with the first of them."""
+    first = next(iter(engines))
+    bulk, alone = timed(engines, requests)
+    return [
+        Row(
+            name, bulk[name].tokens_per_second, *(float(np.quantile(alone[name], share)) * 1e3 for share in (0.5, 0.95)), sizes[name],
+            None if name == first else agreement(engines[first], engine, requests),
+            *((found[name].point[metric] for metric in ("masked_accuracy", "masked_loss")) if found else ()),
+        )
+        for name, engine in engines.items()
+    ]  # fmt: skip
+
+
+def timed(engines: Mapping[str, Engine], requests: list[Request]) -> tuple[dict[str, Speed], dict[str, list[float]]]:
+    """Return the speed of each engine with many texts together, and the seconds that it takes for one alone."""
+    sizes = np.cumsum([len(request.input_ids) for request in requests])
+    bulk = speeds(engines, requests[: max(1, int((sizes <= BULK_TOKENS).sum()))], rounds=3)
+    alone: dict[str, list[float]] = {name: [] for name in engines}
+    for request in requests[:ALONE]:
+        for name, speed in speeds(engines, [request], rounds=3).items():
+            alone[name].append(float(np.median(speed.seconds)))
+    return bulk, alone
+
+
+def quality(
+    engines: Mapping[str, Engine], text: Text, log: Callable[[str], None]
+) -> tuple[dict[str, Estimates], dict[str, Any], dict[str, Any]]:
+    """Return the numbers of each way to run a model on the frozen masks of a text, how the last one's accuracy differs from the first's
+    (as paired.Difference, with its interval over documents), and what was measured on.
+    """
+    found: dict[str, Estimates] = {}
+    for name, engine in engines.items():
+        start = time.perf_counter()
+        records = measure(engine, text)
+        found[name] = estimates(records, slices=False)
+        log(f"{name}: measured on {len(records):,} masked tokens in {time.perf_counter() - start:.1f} s")
+    a, b = found[next(iter(engines))], found[name]
+    change = difference(
+        *(one.point[METRIC] for one in (a, b)), *(one.samples[METRIC] for one in (a, b)), count=a.counts[""],
+        num_documents=a.num_documents[""], resamples=len(a.samples[METRIC]),
+    )  # fmt: skip
+    masks = {"num_masked_tokens": len(records), "masks_fingerprint": records.fingerprint, "policy": records.info["policy"]}
+    return found, change.to_dict(), masks
+
+
+def faults(rows: list[Row], max_drop: float) -> list[str]:
+    """Return why the last of the rows is not to be used in place of the others; nothing where it is good enough and faster."""
+    *others, last = rows
+    drop = (others[0].masked_accuracy or 0.0) - (last.masked_accuracy or 0.0)
+    wrong = []
+    if not drop <= max_drop:  # NaN, too
+        wrong.append(f"it loses {drop:.4f} of the masked accuracy, and {max_drop:g} is allowed (--max-drop)")
+    for other in others:
+        if last.tokens_per_second <= other.tokens_per_second:
+            wrong.append(f"many texts together are not faster than with {other.name}")
+        if last.p50_milliseconds >= other.p50_milliseconds:
+            wrong.append(f"one text alone is not faster than with {other.name}")
+    return wrong
+
+
+def table(rows: list[Row]) -> list[tuple[str, ...]]:
+    """Return rows as they are printed, below their headings."""
+
+    def form(value: float | None, how: str) -> str:
+        return "-" if value is None else format(value, how)
+
+    head = ("", "accuracy", "loss", "same top-1", "max |Δ|", "tokens/s", "p50 ms", "p95 ms", "MB")
+    return [head] + [
+        (
+            row.name, form(row.masked_accuracy, ".4f"), form(row.masked_loss, ".4f"),
+            *((f"{row.agreement.same_top_1:.4f}", f"{row.agreement.max_difference:.1e}") if row.agreement else ("-", "-")),
+            f"{row.tokens_per_second:,.0f}", f"{row.p50_milliseconds:.2f}", f"{row.p95_milliseconds:.2f}", f"{row.size_bytes / 1e6:,.1f}",
+        )
+        for row in rows
+    ]  # fmt: skip
