@@ -198,17 +198,18 @@ def _attend_cpu(
     heads, size = query.shape[1], query.shape[3]
     scale = size**-0.5 if scaling is None else scaling
     gather, scatter = segments.index(heads)
-    q, k, v = (_Gather.apply(x[0].transpose(0, 1).reshape(-1, size), gather, scatter) for x in (query, key, value))
+    # split, not sliced: the gradients of slices are added up in full-size zeros, one for each
+    sizes = [count * length * heads for _, count, length in segments.blocks]
+    q, k, v = (_Gather.apply(x[0].transpose(0, 1).reshape(-1, size), gather, scatter).split(sizes) for x in (query, key, value))
     outputs = []
-    for group, (offset, count, length) in enumerate(segments.blocks):
-        span = slice(offset * heads, (offset + count * length) * heads)
+    for group, (_, count, length) in enumerate(segments.blocks):
         mask = segments.mask(group, query.dtype, window)
         if dropout > 0 or length > LONG:
-            fq, fk, fv = (x[span].view(count, heads, length, size) for x in (q, k, v))
+            fq, fk, fv = (x[group].view(count, heads, length, size) for x in (q, k, v))
             fused = F.scaled_dot_product_attention(fq, fk, fv, attn_mask=mask, dropout_p=dropout, scale=scale)
             outputs.append(fused.reshape(-1, size))
         else:
-            blocks = (x[span].view(count * heads, length, size) for x in (q, k, v))
+            blocks = (x[group].view(count * heads, length, size) for x in (q, k, v))
             outputs.append(_Attend.apply(*blocks, mask, scale, heads).view(-1, size))
     return _Scatter.apply(torch.cat(outputs), scatter).view(1, -1, heads, size)
 
