@@ -53,11 +53,11 @@ def compile_layers(mode: str, model: Any, backward: Callable[[], None], say: Cal
     return "on"
 
 
-def encoder_layers(model: Any) -> list[nn.Module]:
-    """Return the layers of a model's body that are alike; the last one is left out where it is computed at the labels only."""
+def encoder_layers(model: Any, *, every: bool = False) -> list[nn.Module]:
+    """Return the layers of a model's body that are alike; the last one, where it is computed at the labels only, with `every`."""
     stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     largest: Any = max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=[])  # type: ignore[attr-defined]
-    last = last_layer(model)
+    last = None if every else last_layer(model)
     return [layer for layer in largest if layer is not last]
 
 

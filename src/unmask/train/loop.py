@@ -37,11 +37,12 @@ class TrainConfig:
     save_steps: int | None = None  # steps between checkpoints; 0: only at the end; unset: ten in a run
     save_total_limit: int = 2  # checkpoints that are kept, the best among them
     keep: Literal["best", "last"] = "best"  # which weights the finished model has
+    patience: int | None = None  # evaluations in a row that are no better than the best, after which the run ends; unset: it goes on
     log_steps: int = 10  # steps between lines of log.jsonl
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, mlflow, trackio
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "num_epochs", "max_tokens", "max_minutes", "save_total_limit", "log_steps"):
+        for name in ("max_steps", "num_epochs", "max_tokens", "max_minutes", "save_total_limit", "log_steps", "patience"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"train.{name} = {value!r}; allowed: a number above 0")
@@ -97,13 +98,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in a step; `loss` is the mean over its masked tokens, in nats."""
+    """What happened in a step; `loss` is the mean over its labels (of pre-training: its masked tokens, in nats)."""
 
     loss: float
     grad_norm: float
     learning_rate: float  # of the last optimizer (AdamW), as scheduled
     num_tokens: int
-    num_labels: int
+    num_labels: float
     seconds: float
     wait_seconds: float  # of them, spent waiting for data
     skipped: bool = False
@@ -116,10 +117,12 @@ def train(
     step_loss: Callable[[Any, PackedBatch], Tensor],
     config: LoopConfig,
     on_step: Callable[[TrainState, Step], bool | None],
+    count: Callable[[PackedBatch], float] = lambda batch: len(batch.labels),
 ) -> TrainState:
     """Train until the budget is used up, or `on_step` returns True; return the state, which is changed in place.
 
-    `batches` gives the micro-batches of a step, `step_loss` the *summed* loss of one of them; `on_step` is called after every step.
+    `batches` gives the micro-batches of a step, `step_loss` the *summed* loss of one of them, `count` its part of the number that the sum
+    over the step is divided by; `on_step` is called after every step.
     Raises: RunError when the loss is not finite three times in a row, or when a single window does not fit into memory.
     """
     parameters = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -129,7 +132,7 @@ def train(
         start = time.perf_counter()
         micro_batches = next(batches)
         waited = time.perf_counter() - start
-        num_tokens, num_labels = sum(batch.num_tokens for batch in micro_batches), sum(len(batch.labels) for batch in micro_batches)
+        num_tokens, num_labels = sum(batch.num_tokens for batch in micro_batches), sum(count(batch) for batch in micro_batches)
 
         rate = set_learning_rates(state, config, num_tokens)
         total = accumulate(state, micro_batches, step_loss, num_labels)
@@ -175,7 +178,7 @@ def set_learning_rates(state: TrainState, config: LoopConfig, num_tokens: int) -
 
 
 def accumulate(
-    state: TrainState, micro_batches: Sequence[PackedBatch], step_loss: Callable[[Any, PackedBatch], Tensor], num_labels: int
+    state: TrainState, micro_batches: Sequence[PackedBatch], step_loss: Callable[[Any, PackedBatch], Tensor], num_labels: float
 ) -> Tensor:
     """Leave the gradient of the step's mean loss in the parameters, and return that loss.
 
@@ -187,7 +190,7 @@ def accumulate(
         try:
             total = torch.zeros(())
             for piece in pieces:
-                loss = step_loss(state.model, piece) / max(1, num_labels)
+                loss = step_loss(state.model, piece) / (num_labels or 1)
                 loss.backward()
                 total = total.to(loss.device) + loss.detach()
             return total

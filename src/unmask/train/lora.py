@@ -51,15 +51,20 @@ def check(config: LoraConfig, base_model: str | None) -> None:
         require("peft", extra="lora", why="LoRA (lora.r)")
 
 
-def inject(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
+def inject(model: PreTrainedModel, config: LoraConfig, *, seed: int, head: bool = False) -> None:
     """Put the matrices beside the linear layers of a model, in place, and freeze everything else.
 
+    A new `head` is trained as it is, with all its weights; the matrices are then those of the body alone.
     Raises: ConfigError for names that no module of the model has.
     """
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
     targets: str | list[str] = "all-linear" if config.target_modules == ("all-linear",) else list(config.target_modules)
+    own = [name for name, _ in model.named_parameters() if head and is_head(model, name)]
+    if head and targets == "all-linear":
+        linear = (name for name, module in model.named_modules() if type(module) is torch.nn.Linear)
+        targets = [name for name in linear if not is_head(model, name)]
     options: dict[str, Any] = {"r": config.r, "lora_alpha": config.lora_alpha or 2 * config.r, "lora_dropout": config.lora_dropout}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng(seed, "lora").integers(2**63)))
@@ -67,6 +72,14 @@ def inject(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
             inject_adapter_in_model(PeftConfig(target_modules=targets, **options), model, adapter_name=ADAPTER)
         except ValueError as error:
             raise ConfigError(f"lora.target_modules = {', '.join(config.target_modules)}: {str(error).partition('. ')[0]}") from None
+    for name in own:
+        model.get_parameter(name).requires_grad_(True)
+
+
+def is_head(model: PreTrainedModel, name: str) -> bool:
+    """Return whether a parameter or module of that name is of a model's head, and not of its body."""
+    body = f"{model.base_model_prefix}."
+    return not name.startswith(body) or name.startswith(f"{body}pooler")
 
 
 def train_embeddings(model: PreTrainedModel) -> None:

@@ -32,6 +32,7 @@ class OptimConfig:
     schedule: Schedule = "wsd"  # linear or cosine to nothing; wsd (warm-up, stable, decay): straight to nothing at the end; constant
     warmup_ratio: float = 0.02  # share of the budget over which the rate rises from nothing
     decay_ratio: float = 0.6  # wsd: share of the budget, at its end, over which the rate falls
+    layer_decay: float | None = None  # a layer's rate is this share of the rate of the one above it; unset: all learn alike
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -43,6 +44,8 @@ class OptimConfig:
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} = {getattr(self, name)!r}; allowed: a number from 0 up to, not including, 1")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay = {self.layer_decay!r}; allowed: a share above 0, at most 1 (0.9 is usual)")
         for name in ("warmup_ratio", "decay_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} = {getattr(self, name)!r}; allowed: a share of the budget, from 0 to 1")
@@ -80,26 +83,54 @@ def build(model: nn.Module, config: OptimConfig, *, fp32: bool = False) -> list[
     in fp32, for machines where bf16 is slow.
     """
     groups = group_parameters(model, muon=config.optimizer == "muon")
+    shares = layer_shares(model, config.layer_decay)
     optimizers: list[torch.optim.Optimizer] = []
     if groups["muon"]:
         kind = Fp32Muon if fp32 else torch.optim.Muon
         optimizers.append(
-            kind(groups["muon"], lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=config.muon_momentum)
-        )
+            kind(
+                by_share(groups["muon"], shares, config.muon_learning_rate), lr=config.muon_learning_rate,
+                weight_decay=config.weight_decay, momentum=config.muon_momentum,
+            )
+        )  # fmt: skip
     rest = [
-        {"params": groups["decay"], "weight_decay": config.weight_decay},
-        {"params": groups["no_decay"], "weight_decay": 0.0},
+        {**group, "weight_decay": decay}
+        for name, decay in (("decay", config.weight_decay), ("no_decay", 0.0))
+        for group in by_share(groups[name], shares, config.learning_rate)
     ]
     optimizers.append(
-        torch.optim.AdamW(
-            [group for group in rest if group["params"]],
-            lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True,
-        )
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     )  # fmt: skip
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def layer_shares(model: nn.Module, layer_decay: float | None) -> dict[int, float]:
+    """Return by the id of a parameter what share of the learning rate it has; parameters that are not named have all of it.
+
+    The head has all of it, the last layer `layer_decay` of it, and so on down to the embeddings.
+    Source: discriminative fine-tuning (Howard & Ruder 2018), as in ELECTRA's and BEiT's.
+    """
+    if layer_decay is None:
+        return {}
+    from .compiling import encoder_layers
+
+    layers = encoder_layers(model, every=True)
+    body = getattr(model, "base_model", model)
+    shares = {id(parameter): layer_decay ** (len(layers) + 1) for name, parameter in body.named_parameters() if "embed" in name}
+    for number, layer in enumerate(layers):
+        shares.update({id(parameter): layer_decay ** (len(layers) - number) for parameter in layer.parameters()})
+    return shares
+
+
+def by_share(parameters: list[Tensor], shares: dict[int, float], learning_rate: float) -> list[dict[str, Any]]:
+    """Return parameters in groups of one learning rate each, the lowest first; no groups for no parameters."""
+    found: dict[float, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault(shares.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": found[share], "lr": learning_rate * share} for share in sorted(found)]
 
 
 def group_parameters(model: nn.Module, *, muon: bool) -> dict[str, list[Tensor]]:

@@ -123,13 +123,14 @@ def load(
     return config.from_dict(Recipe, data, where=str(path or "the settings"))
 
 
+def full(name: str) -> str:
+    """Return a path made absolute; any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
 def absolute(recipe: Recipe) -> Recipe:
     """Return the recipe with the paths in it made absolute, so that a run can be resumed from anywhere."""
-
-    def full(name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.resolve()) if path.exists() else name
-
     sources = tuple(full(source) for source in recipe.data.sources)
     general = tuple(full(source) for source in recipe.data.general)
     replay = tuple(full(source) for source in recipe.data.replay)
@@ -138,13 +139,17 @@ def absolute(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, data=data, base_model=None if recipe.base_model is None else full(recipe.base_model))
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig, "data": DataConfig, "masking": MaskingConfig, "optim": OptimConfig, "lora": LoraConfig, "train": TrainConfig,
+}  # fmt: skip
+
+
+def nested(settings: Mapping[str, Any], sections: Mapping[str, type] = SECTIONS, top: Iterable[str] = ("base_model",)) -> dict[str, Any]:
     """Return keyword settings as a nested dict: a section's name takes a dict, a field's name (`max_minutes=5`) finds its section.
 
+    `top` are fields that stand in no section.
     Raises: ConfigError for a name that no section has.
     """
-    sections = {"model": ModelConfig, "data": DataConfig, "masking": MaskingConfig, "optim": OptimConfig}
-    sections |= {"lora": LoraConfig, "train": TrainConfig}
     homes: dict[str, str] = {}
     for section, cls in sections.items():
         for item in dataclasses.fields(cls):
@@ -159,7 +164,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             config.merge(result, config.nest(name, value))
         elif name in homes:
             config.merge(result, {homes[name]: {name: value}})
-        elif name == "base_model":
+        elif name in top:
             result[name] = value
         else:
             raise ConfigError(config.unknown_key(name, [*homes, *sections], "the settings"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
+from .masking_objective import MaskedLanguageModel
+from .objective import Make, RunRecipe
 from .recipe import Recipe
 from .replay import GENERAL, REPLAY
 from .session import Run, run_session, tell
@@ -66,24 +68,36 @@ def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any
     folder = Path(folder).expanduser()
     if not (folder / "config.toml").is_file():
         raise CheckpointError(f"'{folder}' holds no run (no config.toml); name the folder that `unmask pretrain` or `unmask adapt` made")
-    changes = recipes.nested(settings)
-    overrides = list(overrides)
+    changes, overrides = recipes.nested(settings), list(overrides)
+    check_changes(changes, overrides)
+    recipe = recipes.load(folder / "config.toml", settings=changes, overrides=overrides)
+    return run_session(folder, recipe, MaskedLanguageModel.make)
+
+
+def check_changes(changes: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """Raise ConfigError for a setting that would change what a run has computed so far."""
     changed = [f"{section}.{name}" for section, table in changes.items() for name in table]
     for key in [*changed, *(item.partition("=")[0] for item in overrides)]:
         if not key.strip().startswith("train.") or key.strip() == "train.seed":
             raise ConfigError(f"'{key}' cannot change in the middle of a run; only train.* can, but for train.seed. Start a new run for it")
-    return run_session(folder, recipes.load(folder / "config.toml", settings=changes, overrides=overrides))
 
 
-def start(recipe: Recipe, output: str | Path) -> Run:
-    """Run a recipe in a new folder and return the run."""
+def start(recipe: RunRecipe, output: str | Path, make: Make = MaskedLanguageModel.make) -> Run:
+    """Run a recipe in a new folder and return the run; `make` makes what it trains for."""
     fresh = not Path(output).expanduser().exists()
     folder = claim(output)
-    (folder / "config.toml").write_text(recipe.to_toml(), encoding="utf-8")
     try:
-        return run_session(folder, recipe)
+        with open(folder / "config.toml", "x", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
+    except FileExistsError:
+        raise CheckpointError(f"another process has just begun a run in '{folder}'; choose another name") from None
+    try:
+        return run_session(folder, recipe, make)
     except KeyboardInterrupt:
-        tell(f"'{folder}' keeps what was done so far; go on with: unmask resume {folder}")
+        if {path.name for path in folder.iterdir()} > {"config.toml"}:
+            tell(f"'{folder}' keeps what was done so far; go on with: unmask resume {folder}")
+        else:  # nothing was: the same command may be given again
+            _clear(folder, fresh)
         raise
     except UnmaskError as error:
         _discard(folder, error, fresh)
@@ -100,6 +114,10 @@ def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
         option = {"corpus": "--data", REPLAY: "--replay", GENERAL: "--general"}[packed[0].name]
         error.args = (f"{error}\n(the packed corpus is kept in {names}: name it as {option}, with another output folder)",)
         return
+    _clear(folder, fresh)
+
+
+def _clear(folder: Path, fresh: bool) -> None:
     for child in folder.iterdir():
         shutil.rmtree(child) if child.is_dir() else child.unlink()
     if fresh:

@@ -31,12 +31,15 @@ PACKAGES = ("unmask", "torch", "transformers", "tokenizers", "safetensors", "num
 class RunLog:
     """The log of a run: `step` takes every step, `write` any event, `notice` tells the user something; all but log.jsonl is on stderr.
 
-    log.jsonl gets a line every `log_steps` steps: the loss is the mean over the masked tokens since the line before, `tokens_per_second`
-    counts real tokens (no padding) and the time of the steps alone. A run that is resumed first loses the lines beyond its step.
+    log.jsonl gets a line every `log_steps` steps: the loss is the mean over the masked tokens (what `unit` names) since the line before,
+    `tokens_per_second` counts real tokens (no padding) and the time of the steps alone. A run that is resumed first loses the lines
+    beyond its step.
     """
 
-    def __init__(self, folder: str | Path, *, step: int = 0, config: TrainConfig, console: Console | None = None) -> None:
-        self.folder, self.config = Path(folder), config
+    def __init__(
+        self, folder: str | Path, *, step: int = 0, config: TrainConfig, console: Console | None = None, unit: str = "masked_tokens"
+    ) -> None:
+        self.folder, self.config, self.unit = Path(folder), config, unit
         self.path = self.folder / LOG
         cut_back(self.path, step)
         self.trackers = Trackers(config.trackers, self.folder, step=step)
@@ -53,7 +56,7 @@ class RunLog:
         self.display.step(state, step, progress)
         if final or state.step % self.config.log_steps == 0:
             line = {"step": state.step, "progress": round(progress, 6), "tokens": state.tokens, "seconds": round(state.seconds, 3)}
-            self.write({**line, **self._window.numbers(), "learning_rate": step.learning_rate})
+            self.write({**line, **self._window.numbers(self.unit), "learning_rate": step.learning_rate})
             self._window = Window()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -81,7 +84,8 @@ class Window:
 
     def __init__(self) -> None:
         self.loss = self.seconds = self.waited = 0.0
-        self.labels = self.tokens = 0
+        self.labels: float = 0
+        self.tokens = 0
         self.grad_norm = 0.0
 
     def add(self, step: Step) -> None:
@@ -93,11 +97,11 @@ class Window:
         self.waited += step.wait_seconds
         self.grad_norm = max(self.grad_norm, step.grad_norm)
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self, unit: str = "masked_tokens") -> dict[str, Any]:
         """Return the numbers of a line: mean loss, largest gradient norm, speed, share of the time spent waiting for data."""
         seconds = max(self.seconds, 1e-9)
         return {
-            "loss": self.loss / max(1, self.labels), "grad_norm": self.grad_norm, "num_masked_tokens": self.labels,
+            "loss": self.loss / (self.labels or 1), "grad_norm": self.grad_norm, f"num_{unit}": self.labels,
             "tokens_per_second": round(self.tokens / seconds, 1), "wait_share": round(self.waited / seconds, 4),
         }  # fmt: skip
 
