@@ -26,11 +26,17 @@ VERBS = {
     "pretrain": ("train", "Pre-train a masked language model from scratch."),
     "adapt": ("train", "Continue the pre-training of an existing model on the text of a domain."),
     "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
+    "doctor": ("doctor", "Look at labelled data: what is wrong with it, before anything is trained on it."),
+    "finetune": ("finetune", "Fine-tune a model for a task: classify, ner, qa."),
+    "predict": ("predict", "Say what a fine-tuned model says of texts."),
     "fill": ("fill", "Fill the masks in a text."),
     "evaluate": ("evaluate", "Measure a model on hidden tokens of a text: loss, accuracy, F1, calibration, intervals."),
     "score": ("score", "Score texts: how probable does a model find each text, word and token?"),
     "compare": ("compare", "Say whether one model is better than another on a text."),
     "report": ("report", "Make the report page of a run, an evaluation or a comparison again."),
+    "export": ("export", "Make a model a folder that runs without torch: ONNX, in fp32 or int8."),
+    "bench": ("bench", "Time a model on this machine, with every backend and precision."),
+    "serve": ("serve", "Serve models over HTTP, with a page to play with."),
     "demo": ("demo", "From the documentation on this machine to a filled mask, in a few minutes."),
 }
 

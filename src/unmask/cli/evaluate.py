@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..tasks.kinds import task_of
 
 SHOWN = ("masked_loss", "masked_perplexity", "masked_accuracy", "top_5_accuracy", "top_10_accuracy", "mean_reciprocal_rank",
          "bits_per_byte", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall",
@@ -74,12 +75,32 @@ def evaluate(
     multi_piece: Annotated[bool, typer.Option("--multi-piece", help="Score labels of --facts that are several pieces, too.")] = False,
     pair_columns: Annotated[str | None, typer.Option(help="The two columns of --pairs: GOOD,BAD.")] = None,
     method: Annotated[str | None, typer.Option(help="The pseudo-log-likelihood of --pairs: original or word_l2r.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="A fine-tuned model: the column of the label.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="A fine-tuned model: the column of the second text of a pair.")] = None,
+    on_bad: Annotated[str | None, typer.Option(help="A fine-tuned model: items that cannot be used: error, or drop and count.")] = None,
 ) -> None:
     """Measure a masked language model on the frozen masks of a text: every number with its count and a 95% interval over documents.
+
+    A model that was fine-tuned for a task (`unmask finetune`) is measured on labelled --data, by what its task is measured by.
 
     The same text has the same masks wherever it is measured: in any order, any batch, with any model of the same tokenizer. Numbers
     compare where the masks' fingerprint is the same. Without --data, a run is measured on its own held-out text.
     """
+    if task_of(model) is not None:
+        from .evaluate_task import run_task
+
+        foreign = {
+            "policy": policy != "corrupt", "views": views != 1, "max_tokens": max_tokens, "slice_by": slice_by, "frequencies": frequencies,
+            "tokenizer": tokenizer, "id_column": id_column, "layout": layout, "cloze": cloze, "facts": facts, "pairs": pairs,
+        }  # fmt: skip
+        run_task(
+            model, data, foreign, as_json=as_json, output=output, resamples=resamples, seed=seed, max_length=max_length, device=device,
+            precision=precision, batch_tokens=batch_tokens, format=format, encoding=encoding, text_column=text_column,
+            label_column=label_column, pair_column=pair_column, on_bad=on_bad,
+        )  # fmt: skip
+        return
+    if label_column or pair_column or on_bad:
+        raise ConfigError(f"--label-column, --pair-column and --on-bad belong to models that are fine-tuned for a task; '{model}' is not")
     if cloze or facts or pairs:
         from .evaluate_tests import run_test
 

@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import tarfile
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,13 +32,14 @@ def read_rows(
     *,
     format: str | None = None,
     encoding: str = "utf-8",
-    known: Container[str] | None = None,
+    known: Collection[str] | None = None,
     most: int | None = None,
 ) -> list[Row]:
     """Return the rows of files; labelled data is small enough to be held in memory.
 
     A file has its columns' names in its first row. Where `known` names are given, a TSV file (or a .txt file with tabs) whose first row
-    has none of them is taken for one without such a row: its columns are called 0, 1, 2 ... (A CSV file too, where "0" is known.)
+    has none of them is taken for one without such a row, and so is any CSV or TSV file where one of them is a number: its columns are
+    called 0, 1, 2 ...
     Raises: DataError for a file of another format, a broken one, one without rows, or more rows than `most`.
     """
     if format not in (None, *FORMATS):
@@ -74,7 +75,7 @@ def _archive(path: str, format: str | None, encoding: str) -> Iterator[Row]:
         raise DataError(f"{path} is not a readable tar archive of {encoding} text: {error}") from None
 
 
-def _rows(path: str, name: str, kind: str | None, chunks: Iterable[str], known: Container[str] | None = None) -> Iterator[Row]:
+def _rows(path: str, name: str, kind: str | None, chunks: Iterable[str], known: Collection[str] | None = None) -> Iterator[Row]:
     if kind not in FORMATS:
         raise DataError(f"{path}: what is wanted is a file of rows: {', '.join(FORMATS)}; say which it is with --format")
     stem = name.split(".")[0]
@@ -97,11 +98,12 @@ def _jsonl(path: str, numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[str
         yield where, row
 
 
-def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool, known: Container[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool, known: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(files.MAX_RECORD_CHARS)
     text = (line + "\n" for _, line in numbered)
     rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.reader(text, strict=True)
     header: list[str] = []
+    numbered_columns = known is not None and any(name.isdigit() for name in known)
     first = 1
     try:
         for row in rows:
@@ -109,7 +111,7 @@ def _csv(path: str, numbered: Iterator[tuple[int, str]], tab: bool, known: Conta
             if not row:
                 continue
             if not header:
-                bare = known is not None and (tab or "0" in known) and not any(name in known for name in row)
+                bare = numbered_columns or (tab and known is not None and not any(name in known for name in row))
                 header = [str(number) for number in range(len(row))] if bare else row
                 if len(set(header)) < len(header):
                     raise DataError(f"{where}: two columns have the same name: {', '.join(header)}")

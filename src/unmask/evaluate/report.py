@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ..data.whole import whole_file
 from ..errors import CheckpointError
-from . import report_comparison, report_evaluation, report_run
+from . import report_comparison, report_evaluation, report_run, report_task
 from .page import page
 
 REPORT = "report.html"
 KINDS = (
+    (report_task.is_task, report_task.parts),
     (report_run.is_run, report_run.parts),
     (report_comparison.is_comparison, report_comparison.parts),
     (report_evaluation.is_evaluation, report_evaluation.parts),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ParamSpec
 
 from ..train import recipe as recipes
 from ..train import run as runs
@@ -34,4 +35,16 @@ def _finished(function: Callable[P, Run]) -> Callable[P, Run]:
 
 pretrain = _finished(runs.pretrain)
 adapt = _finished(runs.adapt)
-resume = _finished(runs.resume)
+
+
+def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any) -> Run:
+    """Go on with a run where its newest checkpoint stands (from the beginning where there is none), and return the run.
+
+    Of its recipe, only what does not change what was computed so far may be overridden: fields of `[train]` but for the seed.
+    Raises: CheckpointError for a folder that holds no run.
+    """
+    from . import tasks
+
+    if tasks.tuning.is_task_run(folder):
+        return tasks.resume(folder, overrides=overrides, **settings)
+    return finish(runs.resume(folder, overrides=overrides, **settings))

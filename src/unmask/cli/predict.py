@@ -1,0 +1,70 @@
+"""`unmask predict`: what a fine-tuned model says of texts."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="A fine-tuned model: a run's folder, a model folder, an exported one.")],
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; '-' reads lines of the standard input.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Files whose items are predicted: csv, tsv, jsonl, txt; may repeat.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file for the results, JSON lines; by default printed.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Labels shown with their probabilities; by default all in JSON, else 3.")] = None,
+    format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    on_bad: Annotated[str, typer.Option(help="Items that cannot be used: error, or drop and count them.")] = "error",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a window; by default that of training.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Predict what a fine-tuned model says of texts, in order and in bounded memory; long texts are read whole, in windows."""
+    from ..tasks.kinds import predictor, task_of
+
+    name = task_of(model)
+    if name is None:
+        raise ConfigError(f"'{model}' is not fine-tuned for a task; `unmask finetune` does that, and `unmask fill` fills masks")
+    if bool(text) == bool(data):
+        raise ConfigError("give texts, or files with --data" if not text else "give texts or --data, not both")
+    from ..tasks.recipe import TaskData
+
+    kind = predictor(name)
+    reading = TaskData(format=format, text_column=text_column, pair_column=pair_column, on_bad=on_bad)  # type: ignore[arg-type]
+    made = kind.load(model, device=device, precision=precision, max_length=max_length, max_tokens=batch_tokens)
+    items: Iterable[Any] = kind.items_of(data, reading) if data else texts(text or [])
+    lines = ((item, made.record(item, result)) for item, result in made.pairs(items))
+    if output is not None:
+        count = 0
+        with open(output, "w", encoding="utf-8") as file:
+            for _, line in lines:
+                file.write(json.dumps(_top(line, top_k), ensure_ascii=False) + "\n")
+                count += 1
+        print(f"{count:,} results written to {output}", file=sys.stderr)
+        return
+    for _, line in lines:
+        print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else made.shown(line, top_k or 3))
+
+
+def texts(given: list[str]) -> Iterator[str]:
+    """Yield the texts of the command line; for '-' the lines of the standard input."""
+    for text in given:
+        if text == "-":
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        else:
+            yield text
+
+
+def _top(line: dict[str, Any], top_k: int | None) -> dict[str, Any]:
+    if top_k is not None and isinstance(line.get("scores"), dict):
+        best = sorted(line["scores"].items(), key=lambda pair: -pair[1])[:top_k]
+        line = {**line, "scores": dict(best)}
+    return line

@@ -1,0 +1,145 @@
+"""What a fine-tuned model is used through, whatever its task: items in, results out, everything between by the one engine."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from ..data.examples import Examples
+from ..errors import TaskError
+from ..infer.arrays import to_numpy
+from ..infer.backends import Backend
+from ..infer.engine import Engine, Request
+from .encode import Frame, chunks
+from .kinds import model_folder, task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..model.load import Head
+    from .recipe import TaskData
+
+CHUNK = 1024  # items that are encoded, run and decoded together
+USUAL = 512  # tokens of a window, where neither the user nor the model says less
+
+
+class Scores(Protocol):
+    """The numbers of labelled items, as functions of how often each item is drawn: what a bootstrap needs."""
+
+    def of(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return each number for each row of weights. Shapes: weights (R, items); every value (R,), not a number where there is none."""
+
+    def counts(self) -> dict[str, int]:
+        """Return over how many things (items, entities, questions) each number is taken."""
+
+    def details(self) -> dict[str, Any]:
+        """Return what is told beside the numbers (per label, confusions), as JSON holds it."""
+
+
+class Predictor(ABC):
+    """A fine-tuned model with its tokenizer; `settings` is what its config.json says under "unmask". Threads may share one.
+
+    `max_length` is the window, by default that of training; `options` go to the Engine (max_tokens, precision).
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[Head]
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Backend,
+        tokenizer: Any,
+        *,
+        config: Mapping[str, Any] | None = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, Backend):
+            from ..model.load import check_fit
+
+            check_fit(model, tokenizer, max_length)
+            config = model.config.to_dict() if config is None else config
+        self.engine = Engine(model, **options)
+        self.tokenizer, self.frame = tokenizer, Frame(tokenizer)
+        self.config: Mapping[str, Any] = config or {}
+        self.settings: dict[str, Any] = dict(self.config.get("unmask") or {})
+        names = self.config.get("id2label") or {}
+        self.labels = [str(names[key]) for key in sorted(names, key=int)]
+        limits = [limit for limit in (self.engine.max_length, max_length or self.settings.get("max_length") or USUAL) if limit is not None]
+        self.max_length = min(limits)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Self:
+        """Return the predictor of a model folder, an exported one, a run's folder or a Hub id; `options` as of the class.
+
+        Raises: CheckpointError, TokenizerError; TaskError for a model of another task.
+        """
+        from ..infer.backends import open_export
+
+        name = model_folder(name_or_path)
+        other = task_of(name)
+        if other not in (None, cls.name):
+            raise TaskError(f"'{name_or_path}' is a model for {other}, not for {cls.name}")
+        exported = open_export(name)
+        if exported is not None:
+            config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
+            return cls(*exported, config=config, **options)
+        from ..infer.load import load
+
+        return cls(*load(name, device=device, head=cls.head), **options)
+
+    @abstractmethod
+    def encode(self, items: Sequence[Any]) -> Examples:
+        """Return items as segments of at most `max_length` tokens, an example each; nothing of a long one is left out."""
+
+    @abstractmethod
+    def decode(self, items: Sequence[Any], examples: Examples, rows: np.ndarray) -> list[Any]:
+        """Return a result for each item from what the model said at the rows of its segments. Shapes: rows (N, V)."""
+
+    @abstractmethod
+    def score(self, items: Sequence[Any], results: Sequence[Any]) -> Scores:
+        """Return the numbers of results beside what labelled items say is right."""
+
+    @abstractmethod
+    def record(self, item: Any, result: Any) -> dict[str, Any]:
+        """Return a line of predictions.jsonl: an item, what is right where that is known, and what was predicted."""
+
+    @abstractmethod
+    def shown(self, line: Mapping[str, Any], top_k: int) -> str:
+        """Return a line of predictions.jsonl as a person reads it on a terminal."""
+
+    @classmethod
+    @abstractmethod
+    def items_of(cls, sources: Sequence[str], data: TaskData) -> list[Any]:
+        """Return the items of files, labelled or not.
+
+        Raises: DataError where some cannot be used, unless they are to be dropped: then how many is told on the standard error.
+        """
+
+    def outputs(self, examples: Examples) -> np.ndarray:
+        """Return what the model says at the rows of examples, in their order. Shapes: (N, V) fp32."""
+        first = np.searchsorted(examples.label_positions, examples.bounds)
+
+        def requests() -> Iterator[Request]:
+            for number, (low, high) in enumerate(zip(examples.bounds[:-1].tolist(), examples.bounds[1:].tolist(), strict=True)):
+                places = examples.label_positions[first[number] : first[number + 1]] - low
+                types = None if examples.token_type_ids is None else examples.token_type_ids[low:high]
+                yield Request(examples.input_ids[low:high], places, token_type_ids=types)
+
+        parts = [to_numpy(part) for (part,) in self.engine.run(requests(), lambda logits: (logits,))]
+        return np.concatenate(parts) if parts else np.zeros((0, max(1, len(self.labels))), np.float32)
+
+    def stream(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield a result for each of any number of items, in order and in bounded memory."""
+        return (result for _, result in self.pairs(items))
+
+    def pairs(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield each item with its result, as `stream` does."""
+        for chunk in chunks(items, CHUNK):
+            examples = self.encode(chunk)
+            yield from zip(chunk, self.decode(chunk, examples, self.outputs(examples)), strict=True)

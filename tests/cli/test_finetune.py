@@ -1,0 +1,96 @@
+"""`unmask finetune`, `doctor`, `predict`, and `evaluate` of what was fine-tuned: from labelled files to predictions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unmask.cli import main
+
+ROWS = [{"text": f"The {word} meets the student number {n} .", "label": label}
+        for n in range(40) for word, label in (("doctor", "health"), ("judge", "law"))]  # fmt: skip
+
+
+def run(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "classify", str(tiny_bert), "-t", str(data), "-o", str(folder), "--steps", "30", "--learning-rate", "1e-2",
+              "--max-length", "32", "-s", "train.device=cpu"])  # fmt: skip
+    assert stop.value.code == 0
+    return folder
+
+
+def test_a_dry_run_says_what_would_be_trained_on(capsys, tiny_bert, data, tmp_path):
+    code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run", "--json", "--epochs", 2)
+    report = json.loads(out)
+    assert code == 0 and report["num_train"] + report["num_dev"] == 80 and report["steps"] == 2 * report["steps_per_epoch"]
+    assert report["labels"].keys() == {"health", "law"} and report["model"] == "BertForSequenceClassification"
+    assert any("text in column 'text', label in column 'label'" in finding["text"] for finding in report["findings"])
+    code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run")
+    assert code == 0 and "steps_per_epoch" in out
+    code, _, err = run(capsys, "finetune", "classify", tiny_bert, "-t", data)
+    assert code == 2 and "name the folder of the run" in err
+
+
+def test_predict_prints_writes_and_reads_the_standard_input(capsys, finished, data, tmp_path, monkeypatch):
+    code, out, _ = run(capsys, "predict", finished, "The judge meets the student .", "--json")
+    line = json.loads(out)
+    assert code == 0 and line["label"] == "law" and set(line["scores"]) == {"health", "law"} and line["windows"] == 1
+    code, out, _ = run(capsys, "predict", finished, "The judge meets the student .", "The doctor meets the student .")
+    assert [row.split()[0] for row in out.splitlines()] == ["law", "health"]
+    code, _, err = run(capsys, "predict", finished, "--data", data, "-o", tmp_path / "out.jsonl", "--top-k", 1)
+    lines = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert code == 0 and len(lines) == 80 and all(len(row["scores"]) == 1 for row in lines) and lines[0]["gold"] == ["health"]
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("The judge\n\nThe doctor\n"))
+    code, out, _ = run(capsys, "predict", finished, "-", "--json")
+    assert [json.loads(row)["text"] for row in out.splitlines()] == ["The judge", "The doctor"]
+    code, _, err = run(capsys, "predict", finished)
+    assert code == 2 and "give texts, or files with --data" in err
+
+
+def test_evaluate_knows_a_fine_tuned_model(capsys, finished, data, tmp_path):
+    code, out, _ = run(capsys, "evaluate", finished, "--data", data, "-o", tmp_path / "found", "--resamples", 50)
+    assert code == 0 and out.startswith("accuracy ") and "macro_f1" in out
+    metrics = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    assert metrics["num_examples"] == 80 and (tmp_path / "found" / "report.html").is_file() and metrics["data"] == ["train.jsonl"]
+    code, _, err = run(capsys, "evaluate", finished, "--data", data, "--views", 2)
+    assert code == 2 and "--views" in err and "fine-tuned for a task" in err
+    code, _, err = run(capsys, "evaluate", finished)
+    assert code == 2 and "no labelled data is named" in err
+
+
+def test_what_is_not_fine_tuned_is_not_predicted_with(capsys, tiny_bert):
+    code, _, err = run(capsys, "predict", tiny_bert, "a text")
+    assert code == 2 and "is not fine-tuned for a task; `unmask finetune` does that" in err
+
+
+def test_doctor_says_what_is_wrong(capsys, tmp_path, data, tiny_bert):
+    code, out, _ = run(capsys, "doctor", data, "--task", "classify", "--model", tiny_bert, "--json")
+    report = json.loads(out)
+    assert (
+        code == 0 and not report["fatal"] and report["balanced_weights"].keys() == {"health", "law"} and report["longer_than_window"] == 0
+    )
+    bad = tmp_path / "bad.csv"
+    bad.write_text("text,label\none,a\n,b\ntwo,\nthree,b\none,b\n", encoding="utf-8")
+    code, out, _ = run(capsys, "doctor", bad, "--task", "classify")
+    assert code == 2 and "error: 1 x the text is empty" in out and "bad.csv:3" in out and "error: 1 x there is no label" in out
+    code, _, err = run(capsys, "doctor", bad, "--task", "classfy")
+    assert code == 2 and "did you mean 'classify'" in err

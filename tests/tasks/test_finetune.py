@@ -1,0 +1,183 @@
+"""Fine-tuning runs: what they leave behind, how they go on, what they refuse; the loop and the session are those of pre-training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unmask
+from unmask.errors import CheckpointError, ConfigError, DataError
+
+SMALL = {"device": "cpu", "precision": "fp32", "log_steps": 1, "batch_size": 16, "max_length": 32, "learning_rate": 1e-2}
+WHOLE = {**SMALL, "max_steps": 40, "eval_steps": 20, "save_steps": 20}
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_bit_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert, labelled_file, tmp_path_factory):
+    """A run of 40 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return unmask.finetune("classify", tiny_bert, labelled_file, output=folder, **WHOLE)
+
+
+def test_a_run_leaves_everything_it_should(finished, labelled_file):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = finished.folder
+    model, info = AutoModelForSequenceClassification.from_pretrained(finished.model, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.dtype == torch.float32
+    assert model.config.id2label == {0: "health", 1: "law", 2: "sea"} and model.config.problem_type == "single_label_classification"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == finished.metrics
+    assert metrics["task"] == "classify" and metrics["best"] == "macro_f1" and metrics["labels"] == ["health", "law", "sea"]
+    assert metrics["accuracy"]["value"] > 0.9 > metrics["training"]["untrained"]["accuracy"]
+    assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    assert metrics["num_examples"] == metrics["training"]["num_dev"] == len((folder / "predictions.jsonl").read_text().splitlines())
+    assert metrics["training"]["num_dev"] + metrics["training"]["num_train"] == 160
+    assert metrics["settings"]["max_length"] == 32 and metrics["settings"]["temperature"] > 0
+    card = (finished.model / "README.md").read_text()
+    assert card.startswith("---\n") and "pipeline_tag: text-classification" in card and "| accuracy |" in card
+    assert str(labelled_file.parent) not in card
+    page = (folder / "report.html").read_text()
+    assert "Confusions" in page and "<script" not in page
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "event" not in record]
+    assert [record["step"] for record in steps] == list(range(1, 41)) and all(record["num_examples"] <= 16 for record in steps)
+    # the stock model says what Unmask says
+    texts = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(finished.model)
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer([line["text"] for line in texts], padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(logits.numpy(), [line["logits"] for line in texts], atol=1e-5)
+
+
+def test_a_run_depends_on_its_recipe_alone(finished, tiny_bert, labelled_file, tmp_path):
+    again = unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / "again", **WHOLE)
+    assert_bit_equal(weights(finished.folder), weights(again.folder))
+
+
+def test_two_halves_equal_the_whole(finished, tiny_bert, labelled_file, tmp_path):
+    """k + k steps are 2k steps, to the bit."""
+    half = tmp_path / "half"
+    shutil.copytree(finished.folder, half)
+    for name in ("model", "checkpoints/step-00000040"):
+        shutil.rmtree(half / name)
+    (half / "metrics.json").unlink()
+    whole = unmask.resume(half)
+    assert_bit_equal(weights(finished.folder), weights(half))
+    same = {key: value for key, value in finished.metrics.items() if key != "training"}
+    assert same == {key: value for key, value in whole.metrics.items() if key != "training"}
+
+
+def test_data_that_has_changed_is_not_gone_on_with(finished, labelled, write_csv, labelled_file, tmp_path, tiny_bert):
+    path = tmp_path / "texts.csv"
+    shutil.copyfile(labelled_file, path)
+    run = unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run", max_steps=2, **SMALL)
+    write_csv(path, labelled(150))
+    with pytest.raises(DataError, match="is not what it was when the run began"):
+        unmask.resume(run.folder, max_steps=4)
+
+
+@pytest.mark.parametrize("micro_tokens", [64, 100])
+def test_how_a_step_is_cut_changes_nothing(finished, tiny_bert, labelled_file, tmp_path, micro_tokens):
+    cut, whole = (
+        unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / name, max_steps=4, class_weights="balanced", **how)
+        for name, how in (("cut", {**SMALL, "micro_tokens": micro_tokens}), ("whole", SMALL))
+    )
+    one, other = weights(cut.folder), weights(whole.folder)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_early_stopping_keeps_the_best(tiny_bert, labelled_file, tmp_path):
+    run = unmask.finetune(
+        "classify", tiny_bert, labelled_file, output=tmp_path / "run", max_steps=400, eval_steps=4, patience=2, best="log_loss",
+        **{**SMALL, "learning_rate": 0.5},
+    )  # fmt: skip
+    training = run.metrics["training"]
+    assert training["last_step"] < 400 and training["step"] <= training["last_step"] - 8
+    records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    losses = {record["step"]: record["log_loss"] for record in records if record.get("event") == "heldout"}
+    del losses[0]
+    assert training["step"] == min(losses, key=losses.get)
+    assert any(record.get("event") == "stopped" for record in records)
+    again = unmask.resume(run.folder)  # it is over: nothing more is trained
+    assert again.metrics["training"]["last_step"] == training["last_step"]
+
+
+def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
+    folder = tmp_path / "seeds"
+    run = unmask.finetune("classify", tiny_bert, labelled_file, output=folder, seeds=3, max_steps=3, **SMALL)
+    values = [json.loads((folder / f"seed-{seed}" / "metrics.json").read_text())["macro_f1"]["value"] for seed in range(3)]
+    seeds = run.metrics["seeds"]
+    assert seeds["numbers"]["macro_f1"]["mean"] == pytest.approx(np.mean(values)) and seeds["numbers"]["macro_f1"]["count"] == 3
+    assert seeds["best_seed"] == int(np.argmax(values)) and run.metrics["macro_f1"]["value"] == max(values)
+    assert_bit_equal(weights(folder), weights(folder / f"seed-{seeds['best_seed']}"))
+    assert not torch.equal(weights(folder / "seed-0")["classifier.weight"], weights(folder / "seed-1")["classifier.weight"])
+    shutil.rmtree(folder / "seed-2")
+    again = unmask.resume(folder)
+    assert again.metrics["seeds"] == seeds and "Over seeds" in (folder / "report.html").read_text()
+
+
+def test_frozen_layers_stay_and_lower_layers_learn_less(tiny_bert, labelled_file, tmp_path):
+    from unmask.model.new_head import with_new_head
+
+    run = unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / "frozen", max_steps=3, freeze=1, **SMALL)
+    before, after = load_file(tiny_bert / "model.safetensors"), weights(run.folder)
+    for name, tensor in after.items():
+        if name.startswith("bert.embeddings") or ".layer.0." in name:
+            assert torch.equal(tensor, before[name]), name
+        elif name in before and tensor.ndim > 1:
+            assert not torch.equal(tensor, before[name]), name
+    with pytest.raises(ConfigError, match="freeze = 3, and the model has 2 layers"):
+        unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / "more", max_steps=3, freeze=3, **SMALL)
+    from unmask.train.optim import OptimConfig, build
+
+    model = with_new_head(tiny_bert, "sequence_classification", labels=["a", "b"], seed=0)
+    (optimizer,) = build(model, OptimConfig(optimizer="adamw", learning_rate=1.0, layer_decay=0.5))
+    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert named["classifier.weight"] == named["bert.pooler.dense.weight"] == 1.0
+    assert named["bert.encoder.layer.1.output.dense.weight"] == 0.5 and named["bert.encoder.layer.0.output.dense.bias"] == 0.25
+    assert named["bert.embeddings.word_embeddings.weight"] == 0.125
+
+
+def test_lora_trains_the_head_whole_and_is_merged(tiny_bert, labelled_file, tmp_path):
+    pytest.importorskip("peft")
+    run = unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / "lora", max_steps=6, save_steps=3, r=4, **SMALL)
+    before, after = load_file(tiny_bert / "model.safetensors"), weights(run.folder)
+    assert not any("lora" in name for name in after)
+    moved = "bert.encoder.layer.0.attention.self.query.weight"
+    assert np.linalg.matrix_rank((after[moved] - before[moved]).numpy(), tol=1e-6) <= 4 and not torch.equal(after[moved], before[moved])
+    assert torch.equal(after["bert.embeddings.word_embeddings.weight"], before["bert.embeddings.word_embeddings.weight"])
+    whole = after
+    shutil.rmtree(run.folder / "checkpoints" / "step-00000006")
+    unmask.resume(run.folder)
+    assert_bit_equal(whole, weights(run.folder))
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tiny_bert, tmp_path, labelled, write_csv, write_jsonl):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one", "label": "x"}, {"text": "two", "label": "x"}])
+    with pytest.raises(DataError, match="the same label, 'x': there is nothing to learn"):
+        unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="unknown key 'clasify'; did you mean 'classify'"):
+        unmask.finetune("clasify", tiny_bert, path, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match="unknown key 'learning_rat'"):
+        unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run", learning_rat=1)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        unmask.finetune("classify", "./nothing", write_csv(tmp_path / "b.csv", labelled(20)), output=tmp_path / "run")
