@@ -125,7 +125,7 @@ def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, con
     assert texts(path, encoding=encoding, layout="line") == [line for line in lines if line.strip()]
 
 
-def test_utf16_without_a_mark_says_which_byte_comes_first(tmp_path):
+def test_utf16_without_a_mark_says_which_byte_comes_first(tmp_path: Path) -> None:
     text = "Кошка sits here.\n"
     for order in ("utf-16-le", "utf-16-be"):
         path = tmp_path / f"{order}.txt"
@@ -139,7 +139,7 @@ def test_utf16_without_a_mark_says_which_byte_comes_first(tmp_path):
     assert [document.text for document in read(path, encoding="utf-16")] == [text.strip()]
 
 
-def test_a_parquet_column_that_is_no_text_and_a_file_that_has_gone(tmp_path):
+def test_a_parquet_column_that_is_no_text_and_a_file_that_has_gone(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     for values in ([b"\xff"], [["a", "b"]]):
         pq.write_table(pa.table({"text": values}), path)

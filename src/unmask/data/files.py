@@ -79,7 +79,8 @@ def blocks(path: Path | str) -> Iterator[bytes]:
                 block = stream.read(CHUNK_BYTES)
             except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
                 raise DataError(
-                    f"{path}: the compressed data breaks off or is damaged after {offset:,} decompressed bytes: {error}"
+                    f"{path}: the compressed data breaks off or is damaged after {offset:,} decompressed bytes: {error}; "
+                    "take another copy of the file"
                 ) from None
             if not block:
                 return

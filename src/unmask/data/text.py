@@ -371,7 +371,7 @@ def _parquet(source: Source, options: Options) -> Iterator[Document]:
     except (pa.ArrowException, OSError) as error:
         if Path(source.path).is_file() and Path(source.path).stat().st_size == 0:
             raise EmptyFile(f"{source.path} is empty; give a file that holds text") from None
-        raise DataError(f"{source.path} is not a readable Parquet file: {error}") from None
+        raise DataError(f"{source.path} is not a readable Parquet file: {error}; take another copy of it") from None
 
 
 def _hub(source: Source, options: Options) -> Iterator[Document]:

@@ -20,6 +20,8 @@ class LaidOut:
     """The linear layers of an fp32 model, laid out: `with laid_out.used(): ...` multiplies by them, in fp32 or bf16, without gradients.
 
     The layer that makes the logits stays in fp32: bf16 would leave them two digits.
+    What is written into a weight through `weight.data` torch does not count, so that it is not seen here: write under `torch.no_grad()`
+    into the weight itself, or make a new one of these (a new Engine) afterwards.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
