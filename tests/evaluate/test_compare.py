@@ -116,6 +116,23 @@ def test_a_model_against_itself(dot, text):
     assert list(same.flips()) == [] and same.mcnemar["p_value"] == 1.0 and same.num_flips == {"right_to_wrong": 0, "wrong_to_right": 0}
 
 
+def test_a_precision_for_each_model(dot, text, tmp_path, capsys):
+    args = ["compare", str(dot), str(dot), "--data", str(text), "--resamples", "50", "-o", str(tmp_path / "out")]
+    assert dispatch([*args, "--precision", "fp32,bf16"]) == 0
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["settings"]["precision"] == ["fp32", "bf16"]
+    said = capsys.readouterr().out
+    assert f"A  {dot}, fp32\nB  {dot}, bf16\n" in said and f"{dot}, bf16</p>" in (tmp_path / "out" / "report.html").read_text()
+    one = written["metrics"]["masked_loss"]
+    for side, precision in (("a", "fp32"), ("b", "bf16")):
+        alone = unmask.evaluate(dot, text, resamples=0, precision=precision)
+        assert one[side] == pytest.approx(alone["masked_loss"], rel=1e-6)
+    assert one["difference"] != 0
+    for wrong, says in (("fp32,bf16,fp32", "one for both models, or two"), ("fp32,fp8", "precision = 'fp8'")):
+        with pytest.raises(ConfigError, match=says):
+            unmask.compare(dot, dot, text, precision=wrong)
+
+
 def test_order_of_documents_and_batches_change_nothing(found, dot, other, text, tmp_path):
     lines = text.read_text().splitlines()
     (tmp_path / "back.jsonl").write_text("\n".join(reversed(lines)) + "\n")

@@ -39,7 +39,9 @@ def compare(
     layout: Annotated[str | None, typer.Option(help="Of text files: line, blank, file or auto.")] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, or auto: whichever is faster here; A's and B's parted by a comma, or one for both.")
+    ] = "fp32",
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for metrics.json, flips.jsonl and report.html.")] = None,
     show: Annotated[int, typer.Option(help="Flips of each kind to print; flips.jsonl has them all.")] = 5,
@@ -69,7 +71,8 @@ def compare(
 
 
 def _show(found: Comparison, show: int) -> None:
-    print(f"A  {found.a}\nB  {found.b}")
+    for side, name, precision in zip("AB", (found.a, found.b), found.info["precision"], strict=True):
+        print(f"{side}  {name}, {precision}")
     main = next(iter(found.metrics.values()))
     masks = "as in training" if found.info["policy"] == "corrupt" else "behind the mask token alone"
     where = f"{main.num_documents:,} documents, {masks}, masks {found.info['masks_fingerprint']}"

@@ -17,6 +17,7 @@ from ..data.whole import alone
 from ..errors import CheckpointError, ConfigError
 from .evaluation import METRICS, load
 from .evaluation import write as write_lines
+from .items import precision_name
 from .paired import FLIPS, KIND, KINDS, LOWER_IS_BETTER, MARGINS, Difference, difference, mcnemar, verdict
 from .pairs import Pairs, tokens, words
 from .report import REPORT
@@ -125,14 +126,18 @@ def compare(
 
     The verdict is on `metric` (masked_loss), with `margin` in its unit: 0.01 nats or bits, 0.005 of a share, 1% of a perplexity. Models
     with different tokenizers are compared on whole words, chosen by a hash of the text: masked_word_loss, bits_per_byte (see `notes`).
+    `precision` is one for both, or A's and B's parted by a comma ("fp32,bf16"); an exported model has its own.
     `output` keeps metrics.json, flips.jsonl, the records of both and report.html; `policy` and the others are those of `evaluate`.
     Raises: ConfigError, DataError, CheckpointError, TokenizerError.
     """
     if margin is not None and not 0 <= margin < float("inf"):
         raise ConfigError(f"margin = {margin}; allowed: 0 or more, in the unit of the metric")
     folder = None if output is None else _room(Path(output).expanduser())
-    options: dict[str, Any] = {"precision": precision, "device": device, "batch_tokens": batch_tokens}
-    models = (load(a, None, **options)[1:], load(b, None, **options)[1:])
+    precisions = [name.strip() for name in precision.split(",")]
+    if len(precisions) > 2:
+        raise ConfigError(f"precision = {precision!r}; allowed: one for both models, or two parted by a comma, such as fp32,bf16")
+    options: dict[str, Any] = {"device": device, "batch_tokens": batch_tokens}
+    models = (load(a, None, precision=precisions[0], **options)[1:], load(b, None, precision=precisions[-1], **options)[1:])
     same = tokenizer_hash(models[0][1]) == tokenizer_hash(models[1][1])
     _check_metric(metric, same)
     if not same and (policy not in (None, "mask") or views != 1):
@@ -151,8 +156,8 @@ def compare(
             pairs = tokens(models, data, policy=policy or "corrupt", views=views, folders=folders, progress=progress, **options)
         else:
             pairs = words(models, data, **options)
-        precisions = {"precision": [engine.precision.name for engine, _ in models]}
-        found = _compare(pairs, str(a), str(b), metric, margin, resamples, precisions)
+        measured = {"precision": [precision_name(engine) for engine, _ in models]}
+        found = _compare(pairs, str(a), str(b), metric, margin, resamples, measured)
         if folder is not None:
             found.save(folder)
         return found

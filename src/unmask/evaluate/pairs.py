@@ -90,7 +90,7 @@ def tokens(
         names, joined = [name for name, _ in near], [close for _, close in near]
         joined = joined if surfaces.marks_spaces else closed(names, joined)
         here = min(1, inside)
-        before, after = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:inside], ids[inside + 1 :]))
+        before, after = (decoded(tokenizer, part) for part in (ids[:inside], ids[inside + 1 :]))
         gaps = ["" if close else " " for close in [joined[here] or not before, *joined[here + 1 :], True][:2]]
         shown = around(before.rstrip(" ") + gaps[0], names[here], gaps[1] + after.lstrip(" "))
         said = [
@@ -108,6 +108,11 @@ def tokens(
     info |= {"num_empty": text.num_empty, "num_windows": int(a.numbers("num_windows").sum())}
     numbers_a, numbers_b = (estimates(side, resamples=resamples, seed=seed) for side in (a, b))
     return Pairs("token", numbers_a, numbers_b, a.document, (a.correct, b.correct), (a.log_prob, b.log_prob), sentence, DEFINITIONS, info)
+
+
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of tokens; of an exported model's tokenizer too, which has none of transformers' methods."""
+    return str(tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def around(before: str, word: str, after: str) -> tuple[str, str]:
@@ -242,10 +247,12 @@ class _Table:
         """Return which words a model got right: piece by piece, and where only one of the models sees case or accents, without them."""
         right = answered.correct[side].copy()
         if self.case or self.accents:
-            decode, counts = self.sides[side].tokenizer.decode, answered.item.words.pieces[side][answered.item.chosen]
+            tokenizer, counts = self.sides[side].tokenizer, answered.item.words.pieces[side][answered.item.chosen]
             labels = np.split(answered.item.labels(side), np.cumsum(counts)[:-1])
             for row in np.flatnonzero(~right).tolist():
-                said, true = (fold(decode(ids.tolist()), self.case, self.accents) for ids in (answered.predicted[side][row], labels[row]))
+                said, true = (
+                    fold(decoded(tokenizer, ids.tolist()), self.case, self.accents) for ids in (answered.predicted[side][row], labels[row])
+                )
                 right[row] = said == true
         return right
 
@@ -255,7 +262,7 @@ class _Table:
         before, after = around(text[max(0, start - 2 * AROUND_CHARS) : start], word, text[stop : stop + 2 * AROUND_CHARS])
         said = [
             {
-                "predicted": side.tokenizer.decode(answered.predicted[number][row].tolist()).strip(),
+                "predicted": decoded(side.tokenizer, answered.predicted[number][row].tolist()).strip(),
                 "confidence": float(answered.confidence[number][row]),
                 "probability": math.exp(answered.log_prob[number][row]),
             }

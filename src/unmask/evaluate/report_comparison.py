@@ -28,7 +28,11 @@ def parts(folder: Path) -> list[str]:
     """Return the sections of the page of a comparison, from what it has written down."""
     found = read_json(folder / METRICS)
     colour, word = COLOURS.get(found["verdict"], ""), said(found["verdict"])
-    names = "".join(f"<p><b>{name.upper()}</b> {escape(found[name])}</p>" for name in ("a", "b"))
+    precisions = found["settings"].get("precision", ["", ""])
+    names = "".join(
+        f"<p><b>{side.upper()}</b> {escape(', '.join(filter(None, (found[side], precision))))}</p>"
+        for side, precision in zip("ab", precisions, strict=True)
+    )
     return [
         f"<header><h1>{escape(folder.resolve().name)}</h1>{names}</header>",
         f'<div class="verdict {colour}"><b>B is {word}</b><p>{escape(found["reason"])}</p></div>',
