@@ -77,6 +77,18 @@ def test_words_that_were_added_are_shown_with_what_they_save(adapted):
     assert before["documents"] == len(held) and before["words"] == sum(len(text.split()) for text in held)
 
 
+def test_replayed_text_is_measured_on_what_was_held_out_of_it(tiny_bert, texts, sentences_file, tmp_path, capsys):
+    settings = {**SMALL, "replay": [str(sentences_file)], "replay_ratio": 0.5}
+    run = unmask.adapt(tiny_bert, texts, output=tmp_path / "run", **settings)
+    general = results_of(run)["texts"]["general"]
+    held = (run.folder / "replay" / "heldout.jsonl").read_text().splitlines()
+    assert general["sources"] == ["held-out documents of the replayed text"] and general["num_documents"] == len(held) > 5
+    assert "General text" in (run.folder / "report.html").read_text()
+    bare = unmask.adapt(tiny_bert, texts, output=tmp_path / "bare", **{**settings, "held_out": 0.0})
+    assert not (bare.folder / "adaptation.json").exists()
+    assert "nothing is held out of the replayed text, so what was forgotten is not measured" in capsys.readouterr().err
+
+
 def test_the_card_and_the_report_carry_the_numbers(adapted):
     for run in adapted:
         results = results_of(run)

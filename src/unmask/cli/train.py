@@ -60,7 +60,10 @@ def adapt(
         list[str] | None,
         typer.Option(help="General text: how much of it was forgotten is measured, before against after. May be repeated."),
     ] = None,
-    replay: Annotated[list[str] | None, typer.Option(help="General text to mix in, against forgetting. May be repeated.")] = None,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(help="General text to mix in, against forgetting; without --general, what is held out of it is measured. May repeat."),
+    ] = None,
     replay_ratio: Annotated[float | None, typer.Option(help="Its share of the tokens (0.1 where it is not given).")] = None,
     extend_vocab: Annotated[int | None, typer.Option(min=1, help="Add so many words of the domain to the vocabulary.")] = None,
     settings: Settings = None,

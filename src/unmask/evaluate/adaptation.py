@@ -21,6 +21,7 @@ from ..train import recipe as recipes
 from ..train.card import SECTION, before_and_after, with_section
 from ..train.extension import VOCABULARY
 from ..train.recipe import Recipe
+from ..train.replay import REPLAY
 from ..train.session import write_text
 from ..train.setup import find_device, is_packed
 from .paired import difference, verdict
@@ -28,7 +29,7 @@ from .pairs import WORD_DEFINITIONS, Pairs, folding, tokens, words
 from .shared import Answered
 from .stats import RESAMPLES
 
-ADAPTATION = "adaptation.json"
+ADAPTATION, HELD_OUT = "adaptation.json", "heldout.jsonl"
 BYTES_PER_TOKEN = 2.5  # of train.eval_tokens: about half of them; the text is cut to bytes, which no tokenizer changes
 TOKEN_METRICS = ("masked_loss", "masked_perplexity", "masked_accuracy", "bits_per_byte")
 MARGIN = 0.01  # bits per byte: less is no gain and no forgetting
@@ -48,7 +49,7 @@ Models = tuple[tuple[Engine, Any], tuple[Engine, Any]]
 
 def is_wanted(recipe: Recipe) -> bool:
     """Return whether a run is to be measured against the model that it started from."""
-    return recipe.base_model is not None and bool(recipe.data.general or recipe.data.extend_vocab)
+    return recipe.base_model is not None and bool(recipe.data.general or recipe.data.replay or recipe.data.extend_vocab)
 
 
 def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -56,21 +57,27 @@ def write(folder: Path, *, resamples: int = RESAMPLES, say: Callable[[str], None
 
     The held-out text of the domain and the general text are each cut to as many bytes as half of `train.eval_tokens` tokens have, about:
     the documents with the smallest hashes. Whole words are hidden in both models alike, and their pieces guessed from left to right, lest
-    a tokenizer with more pieces has to guess them blindly; where the tokenizer is the same, tokens are hidden, too.
+    a tokenizer with more pieces has to guess them blindly; where the tokenizer is the same, tokens are hidden, too. Where no general text
+    is named, it is what was held out of the replayed text.
     Raises: CheckpointError where the base model is not there any more; DataError for a text without a word.
     """
     recipe = recipes.load(folder / "config.toml")
-    say("comparing with the base model on " + ("held-out and general text" if recipe.data.general else "held-out text"))
+    named = _sources(recipe, folder)
+    if recipe.data.replay and "general" not in named:
+        say("nothing is held out of the replayed text, so what was forgotten is not measured; name text to measure it on: --general")
+    if not named and not recipe.data.extend_vocab:
+        return {}
+    say("comparing with the base model on " + ("held-out and general text" if "general" in named else "held-out text"))
     models = _models(recipe, folder)
     same = len({tokenizer_hash(tokenizer) for _, tokenizer in models}) == 1
     texts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="unmask-adaptation-") as place:
-        for name, sources, reading in _sources(recipe, folder):
+        for name, (shown, sources, reading) in named.items():
             path = Path(place) / f"{name}.jsonl"
             counts = sample(sources, path, max_bytes=int(BYTES_PER_TOKEN * recipe.train.eval_tokens), **reading)
             texts[name] = {
-                "sources": [Path(source).name for source in sources] if name == "general" else ["held-out documents of the run"],
-                **counts, **_compare(models, path, recipe.data.max_length, resamples, same=same), "tokenizer": _fertility(models, path),
+                "sources": shown, **counts, **_compare(models, path, recipe.data.max_length, resamples, same=same),
+                "tokenizer": _fertility(models, path),
             }  # fmt: skip
     result = {
         "kind": "adaptation", "before": recipe.base_model, "after": str(folder / "model"), "same_tokenizer": same, "texts": texts,
@@ -101,18 +108,24 @@ def _models(recipe: Recipe, folder: Path) -> Models:
     return before, one(folder / "model", load_tokenizer(folder / "model"))
 
 
-def _sources(recipe: Recipe, folder: Path) -> Iterable[tuple[str, list[str | Path], dict[str, Any]]]:
-    """Yield (name, files, how to read them) of the texts to measure on; of a packed corpus, its held-out text."""
+def _sources(recipe: Recipe, folder: Path) -> dict[str, tuple[list[str], list[str | Path], dict[str, Any]]]:
+    """Return (what to call them, files, how to read them) of the texts to measure on; of a packed corpus, its held-out text."""
     data = recipe.data
-    corpora = [folder / "corpus", *(Path(source) for source in data.sources)]
-    heldout = next((corpus / "heldout.jsonl" for corpus in corpora if (corpus / "heldout.jsonl").is_file()), None)
-    if heldout is not None:
-        yield "domain", [heldout], {}
+    found: dict[str, tuple[list[str], list[str | Path], dict[str, Any]]] = {}
+    if heldout := _held_out([folder / "corpus", *map(Path, data.sources)]):
+        found["domain"] = ["held-out documents of the run"], [heldout], {}
     if data.general:
         packed = [is_packed(source) for source in data.general]
-        named: list[str | Path] = [Path(one) / "heldout.jsonl" if inside else one for one, inside in zip(data.general, packed, strict=True)]
+        named: list[str | Path] = [Path(one) / HELD_OUT if inside else one for one, inside in zip(data.general, packed, strict=True)]
         reading = {} if any(packed) else {"format": data.format, "text_column": data.text_column, "encoding": data.encoding}
-        yield "general", named, reading
+        found["general"] = [Path(source).name for source in data.general], named, reading
+    elif data.replay and (heldout := _held_out([folder / REPLAY, *map(Path, data.replay)])):
+        found["general"] = ["held-out documents of the replayed text"], [heldout], {}
+    return found
+
+
+def _held_out(corpora: Iterable[Path]) -> Path | None:
+    return next((corpus / HELD_OUT for corpus in corpora if (corpus / HELD_OUT).is_file()), None)
 
 
 def sample(sources: Sequence[str | Path], path: Path, *, max_bytes: int = 0, **reading: Any) -> dict[str, int]:
