@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from unmask.cli import main
+from unmask.cli.pack import Progress
 from unmask.data import encode
 from unmask.data.clean import normalise, split_of
 from unmask.data.encode import Encoder
@@ -300,6 +302,14 @@ def test_the_command(tmp_path: Path, texts: list[str], tokenizer: Any, capsys: p
     with pytest.raises(SystemExit):
         main([*args, "--overwrite"])
     assert "1 exact duplicates" in capsys.readouterr().out
+
+
+def test_a_stage_of_one_step_is_as_fast_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        time.sleep(0.02)
+        progress("tokenize", 1, 1_000_000)
+    rate = capsys.readouterr().err.rsplit(", ", 1)[1]
+    assert rate.endswith(" MB/s)\n") and 0 <= float(rate.split()[0]) <= 50
 
 
 def test_packing_is_reproducible(tmp_path: Path, texts: list[str], tokenizer: Any) -> None:

@@ -130,6 +130,42 @@ def test_what_was_computed_cannot_be_changed_on_resuming(finished):
             unmask.resume(finished.folder, overrides=[change])
 
 
+def test_an_interruption_before_the_first_step_stands_in_nobodys_way(text_file, tmp_path, monkeypatch, capsys):
+    """Nothing done: the same command may be given again. A tokenizer trained, a corpus half packed: the run goes on with it."""
+    from unmask.data import pack as packing
+    from unmask.train import setup
+
+    settings = {"data": text_file, "model": TINY, "vocab_size": 200, "max_steps": 2, **SMALL}
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for module, name in ((setup, "check_early"), (packing, "_second_pass")):
+        assert not (tmp_path / "run").exists()
+        monkeypatch.setattr(module, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            unmask.pretrain(output=tmp_path / "run", **settings)
+        monkeypatch.undo()
+    assert f"go on with: unmask resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.toml", "tokenizer"}
+    assert unmask.resume(tmp_path / "run").step == 2
+
+
+def test_of_two_runs_that_begin_in_one_folder_at_once_the_second_takes_nothing(corpus, tmp_path, monkeypatch):
+    from unmask.train import run as module
+
+    def claim(output):  # the first begins just after the second has looked
+        folder = setup_claim(output)
+        (folder / "config.toml").write_text("# of the first")
+        return folder
+
+    setup_claim = module.claim
+    monkeypatch.setattr(module, "claim", claim)
+    with pytest.raises(CheckpointError, match="another process has just begun a run"):
+        unmask.pretrain(output=tmp_path / "run", data=corpus, model=TINY, max_steps=1, **SMALL)
+    assert (tmp_path / "run" / "config.toml").read_text() == "# of the first"
+
+
 def test_raw_text_is_packed_and_a_tokenizer_trained(text_file, tmp_path):
     run = unmask.pretrain(output=tmp_path / "run", data=text_file, model=TINY, vocab_size=200, max_steps=2, **SMALL)
     tokenizer = unmask.load_tokenizer(run.model)

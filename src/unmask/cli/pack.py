@@ -66,7 +66,8 @@ class Progress:
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
-        self.stage, self.started, self.shown, self.bytes, self.line = "", 0.0, 0.0, 0, ""
+        self.stage, self.started, self.shown, self.line = "", 0.0, 0.0, ""
+        self.last = time.monotonic()  # of the call before: a stage begins where the one before ended
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +79,8 @@ class Progress:
         now = time.monotonic()
         if stage != self.stage:
             self._end()
-            self.stage, self.started, self.shown = stage, now, now
+            self.stage, self.started, self.shown = stage, self.last, now
+        self.last = now
         seconds = max(now - self.started, 1e-6)
         if stage == "compare":
             self.line = f"{STAGES[stage]}: {num_documents}/{num_bytes}"
