@@ -102,6 +102,32 @@ def test_files_without_names_of_phenomena_go_by_file(tiny_bert, tmp_path):
     assert [row["name"] for row in found.metrics["slices"]["file"]] == ["one", "two"]
 
 
+def test_an_exported_model_says_the_same(tiny_bert, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from unmask.data.tokenizer import load_tokenizer
+    from unmask.evaluate.cloze import cloze
+    from unmask.evaluate.compare import compare
+    from unmask.export.onnx import export_model
+    from unmask.model.load import load_model
+
+    tokenizer = load_tokenizer(tiny_bert)
+    export = export_model(load_model(tiny_bert, tokenizer=tokenizer), tokenizer, tmp_path / "export")
+    blank = PAIRS[0][0].replace("watches", "[MASK]", 1)
+    for test, rows in (
+        (minimal_pairs, blimp(PAIRS)),
+        (cloze, [{"text": "The [MASK] calls.", "answer": "nurse"}, {"text": blank, "answer": "the"}]),
+    ):
+        file = write(tmp_path / "items.jsonl", rows)
+        ours, theirs = test(tiny_bert, file, device="cpu"), test(export, file)
+        for name in ("accuracy", "precision_at_10", "mean_log_prob", "mean_difference"):
+            if name in ours.metrics:
+                assert theirs[name] == pytest.approx(ours[name], abs=1e-4)
+    (tmp_path / "texts.txt").write_text("\n".join(GOOD), encoding="utf-8")
+    for one, other in ((tiny_bert, export), (export, tiny_bert)):
+        found = compare(one, other, tmp_path / "texts.txt", resamples=20, output=tmp_path / "out")
+        assert found.verdict == "equivalent" and abs(found.metrics["masked_loss"].difference) < 1e-4 and list(found.flips()) == []
+
+
 def test_what_is_wrong(tiny_bert, tmp_path, capsys):
     file = write(tmp_path / "a.jsonl", blimp(PAIRS[:2]))
     with pytest.raises(ConfigError, match="allowed: original, word_l2r"):

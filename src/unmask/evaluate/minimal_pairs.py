@@ -64,11 +64,8 @@ def minimal_pairs(
     check_columns(rows, columns, "--pair-columns GOOD,BAD")
     check_columns(rows, [slice_by] if slice_by else [], "--slice-by")
     name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
-    if engine.model is None:
-        raise ConfigError(
-            f"'{name}' is an exported model, and minimal pairs are scored with the model that it was made from; name that one"
-        )
-    scorer = Scorer(engine.model, tokenizer, max_length=max_length, max_tokens=batch_tokens, precision=precision)
+    runs = engine.backend if engine.model is None else engine.model
+    scorer = Scorer(runs, tokenizer, max_length=max_length, max_tokens=batch_tokens, precision=precision)
     scores = scorer.score((_sentence(row, column) for row in rows for column in columns), method=method)  # type: ignore[arg-type]
     present = {column for row in rows for column in row.values}
     dimensions = [column for column in (slice_by, *PHENOMENA) if column is not None and column in present]
