@@ -94,23 +94,28 @@ def test_long_pairs_are_read_whole(classifier, first, second):
 
 
 def test_an_empty_text_is_refused(classifier):
-    with pytest.raises(TaskError, match="text 1 is empty"):
-        classifier.predict(["The nurse", "  "])
+    with pytest.raises(TaskError, match="the text is empty; give a text"):
+        classifier.predict("  ")
+    good, bad, last = classifier.predict(["The nurse", ("The nurse", " "), "The court"])
+    assert bad.error == "the text is empty; give a text" and bad.to_dict() == {"error": bad.error} and bad.label is None
+    assert good.scores == pytest.approx(classifier.predict("The nurse").scores) and last.error is None
 
 
 @pytest.fixture(scope="module")
 def multi_label(tiny_bert, labelled, write_jsonl, tmp_path_factory):
-    """A run with two questions of each text: where it plays, and whether its number is even."""
+    """A run in which what is of the sea is of the law, too, and some texts are of nothing."""
     folder = tmp_path_factory.mktemp("multi")
-    rows = [{"text": row["text"], "labels": [row["label"]] if number % 3 else []} for number, row in enumerate(labelled(240))]
+    labels = {"health": ["health"], "law": ["law"], "sea": ["law", "sea"]}
+    rows = [{"text": row["text"], "labels": labels[row["label"]]} for row in labelled(200)]
+    rows += [{"text": f"The teacher meets the student in the school number {n} .", "labels": []} for n in range(40)]
     path = write_jsonl(folder / "texts.jsonl", rows)
-    return unmask.finetune("classify", tiny_bert, path, output=folder / "run", max_steps=60, **SMALL)
+    return unmask.finetune("classify", tiny_bert, path, output=folder / "run", max_steps=100, **SMALL)
 
 
 def test_several_labels_have_thresholds_that_are_kept(multi_label):
     metrics = multi_label.metrics
     assert metrics["best"] == "macro_average_precision" and metrics["settings"]["problem"] == "multi"
-    assert metrics["macro_average_precision"]["value"] > metrics["training"]["untrained"]["macro_average_precision"] + 0.2
+    assert metrics["macro_average_precision"]["value"] > 0.8
     config = json.loads((multi_label.model / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and len(config["unmask"]["thresholds"]) == 3
     classifier = Classifier.load(multi_label.folder)

@@ -26,7 +26,8 @@ class LaidOut:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         found = [module for module in model.modules() if type(module) is nn.Linear and _is_plain(module)] if _possible(dtype) else []
-        last = getattr(model, "get_output_embeddings", lambda: None)()
+        # of a head that classifies it is the last layer there is
+        last = getattr(model, "get_output_embeddings", lambda: None)() or (found[-1] if found else None)
         self.layers = {layer: torch.float32 if layer is last else dtype for layer in found}
         self.made: dict[nn.Linear, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {}
 

@@ -27,7 +27,7 @@ PROBLEMS = {"single": "single_label_classification", "multi": "multi_label_class
 class Classified:
     """What a model says of a text: `labels` (one, or those that hold), every label's probability in `scores`, or a number, `value`.
 
-    `windows` says into how many parts a long text was cut: none of it is left out.
+    `windows` says into how many parts a long text was cut: none of it is left out. `error` says why there is no result.
     """
 
     labels: tuple[str, ...]
@@ -35,6 +35,7 @@ class Classified:
     logits: tuple[float, ...]
     windows: int
     value: float | None = None
+    error: str | None = None
 
     @property
     def label(self) -> str | None:
@@ -48,6 +49,8 @@ class Classified:
 
     def to_dict(self, top_k: int | None = None) -> dict[str, Any]:
         """Return the result as JSON holds it, with the `top_k` likeliest labels' scores."""
+        if self.error is not None:
+            return {"error": self.error}
         if self.value is not None:
             return {"value": self.value, "windows": self.windows}
         best = sorted(self.scores.items(), key=lambda pair: -pair[1])[:top_k]
@@ -79,15 +82,30 @@ class Classifier(Predictor):
     def predict(self, texts: Text | Iterable[Text]) -> Classified | list[Classified]:
         """Return what the model says of a text (a tuple of two is a pair), or a list for many.
 
-        Raises: TaskError for an empty text.
+        Raises: TaskError for an empty text (in a list, its result says so in `error`).
         """
         if isinstance(texts, (str, tuple, TextItem)):
-            return next(self.stream([texts]))  # type: ignore[no-any-return]
+            (result,) = self.stream([texts])
+            if result.error is not None:
+                raise TaskError(result.error)
+            return result  # type: ignore[no-any-return]
         return list(self.stream(texts))
+
+    def fault(self, item: Text) -> str | None:
+        """Return what is wrong with a text, None where nothing is."""
+        item = as_item(item)
+        for text in (item.text, item.pair):
+            if text is not None and not text.strip():
+                return f"{item.where + ': ' if item.where else ''}the text is empty; give a text"
+        return None
+
+    def failed(self, error: str) -> Classified:
+        """Return the result of a text that cannot be classified."""
+        return Classified((), {}, (), 0, error=error)
 
     def encode(self, items: Sequence[Text]) -> Examples:
         """Return texts as segments, a row at the first token of each; a text longer than the window as several of equal length."""
-        read = [as_item(item, place) for place, item in enumerate(items)]
+        read = list(map(as_item, items))
         firsts = tokenize(self.tokenizer, (item.text for item in read))
         seconds = tokenize(self.tokenizer, (item.pair or "" for item in read)) if any(item.pair is not None for item in read) else []
         segments: list[Segment] = []
@@ -198,6 +216,8 @@ class Classifier(Predictor):
         """Return a line of predictions.jsonl as a person reads it on a terminal."""
         text = " ".join(line["text"].split())
         text = text if len(text) <= 60 else f"{text[:59]}…"
+        if "error" in line:
+            return f"{line['error']}  {text}"
         if "value" in line:
             return f"{line['value']:10.4f}  {text}"
         best = sorted(line["scores"].items(), key=lambda pair: -pair[1])[:top_k]
@@ -206,14 +226,14 @@ class Classifier(Predictor):
 
     def record(self, item: Text, result: Classified) -> dict[str, Any]:
         """Return a line of predictions.jsonl."""
-        item = as_item(item, 0)
+        item = as_item(item)
         line: dict[str, Any] = {"id": item.id, "text": item.text}
         if item.pair is not None:
             line["pair"] = item.pair
         if item.label is not None:
             gold = apart(item.label, self.separator) if self.problem == "multi" else item.label
             line["gold"] = number(gold[0]) if self.problem == "regression" else list(gold)
-        return {**line, **result.to_dict(), "logits": list(result.logits)}
+        return {**line, **result.to_dict(), **({"logits": list(result.logits)} if result.error is None else {})}
 
     def score(self, items: Sequence[TextItem], results: Sequence[Classified]) -> Scores:
         """Return the numbers of results beside the labels of the items."""
@@ -227,19 +247,11 @@ class Classifier(Predictor):
         return MultiLabel(gold, probs, said, self.labels)
 
 
-def as_item(item: Text, place: int) -> TextItem:
-    """Return a text as an item.
-
-    Raises: TaskError for what is none.
-    """
+def as_item(item: Text) -> TextItem:
+    """Return a text, or a pair of them, as an item."""
     if isinstance(item, str):
-        item = TextItem(item)
-    elif isinstance(item, tuple):
-        item = TextItem(*item)
-    for text in (item.text, item.pair):
-        if text is not None and not text.strip():
-            raise TaskError(f"{item.where or f'text {place}'} is empty; give a text")
-    return item
+        return TextItem(item)
+    return TextItem(*item) if isinstance(item, tuple) else item
 
 
 PREDICTOR = Classifier

@@ -70,11 +70,9 @@ class LabelWords:
 
         Raises: CheckpointError, TokenizerError, TaskError.
         """
-        from ..infer.backends import open_export
         from ..infer.load import load
 
-        exported = open_export(name_or_path)
-        model, tokenizer = exported or load(name_or_path, device=device)
+        model, tokenizer = load(name_or_path, device=device)
         return cls(model, tokenizer, words, **options)
 
     def features(self, texts: Iterable[str | tuple[str, str]]) -> np.ndarray:

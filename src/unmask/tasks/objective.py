@@ -19,7 +19,7 @@ from ..data.examples import ExampleLoader, Examples
 from ..data.tokenizer import load_tokenizer
 from ..errors import ConfigError, DataError
 from ..model.heads import forward_packed
-from ..model.load import Head, check_fit, load_model, max_positions, position_offset
+from ..model.load import Head, check_fit, check_folder, load_model, max_positions, position_offset
 from ..model.memory import tune_allocator
 from ..model.new_head import with_new_head
 from ..train import lora
@@ -142,6 +142,8 @@ class TaskObjective(Objective):
         check_trackers(recipe.train.trackers)
         lora.check(recipe.lora, recipe.base_model)
         self.options = recipe.options
+        if model_folder is None:
+            check_folder(recipe.base_model)
         self.data = self.load_data(recipe)
         self.data.findings.refuse(recipe.data.on_bad)
         check_same(folder, recipe, self.data)

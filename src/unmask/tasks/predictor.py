@@ -79,19 +79,17 @@ class Predictor(ABC):
 
         Raises: CheckpointError, TokenizerError; TaskError for a model of another task.
         """
-        from ..infer.backends import open_export
+        from ..infer.load import load
 
         name = model_folder(name_or_path)
         other = task_of(name)
         if other not in (None, cls.name):
             raise TaskError(f"'{name_or_path}' is a model for {other}, not for {cls.name}")
-        exported = open_export(name)
-        if exported is not None:
+        model, tokenizer = load(name, device=device, head=cls.head)
+        config = None
+        if isinstance(model, Backend):
             config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
-            return cls(*exported, config=config, **options)
-        from ..infer.load import load
-
-        return cls(*load(name, device=device, head=cls.head), **options)
+        return cls(model, tokenizer, config=config, **options)
 
     @abstractmethod
     def encode(self, items: Sequence[Any]) -> Examples:
@@ -100,6 +98,14 @@ class Predictor(ABC):
     @abstractmethod
     def decode(self, items: Sequence[Any], examples: Examples, rows: np.ndarray) -> list[Any]:
         """Return a result for each item from what the model said at the rows of its segments. Shapes: rows (N, V)."""
+
+    @abstractmethod
+    def fault(self, item: Any) -> str | None:
+        """Return why an item cannot be predicted, None where it can; such an item is told in its result, and does not stop the others."""
+
+    @abstractmethod
+    def failed(self, error: str) -> Any:
+        """Return the result of an item that cannot be predicted."""
 
     @abstractmethod
     def score(self, items: Sequence[Any], results: Sequence[Any]) -> Scores:
@@ -135,11 +141,15 @@ class Predictor(ABC):
         return np.concatenate(parts) if parts else np.zeros((0, max(1, len(self.labels))), np.float32)
 
     def stream(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield a result for each of any number of items, in order and in bounded memory."""
+        """Yield a result for each of any number of items, in order and in bounded memory; one that fails says why in its `error`."""
         return (result for _, result in self.pairs(items))
 
     def pairs(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield each item with its result, as `stream` does."""
         for chunk in chunks(items, CHUNK):
-            examples = self.encode(chunk)
-            yield from zip(chunk, self.decode(chunk, examples, self.outputs(examples)), strict=True)
+            faults = [self.fault(item) for item in chunk]
+            good = [item for item, fault in zip(chunk, faults, strict=True) if fault is None]
+            examples = self.encode(good)
+            results = iter(self.decode(good, examples, self.outputs(examples)))
+            for item, fault in zip(chunk, faults, strict=True):
+                yield item, next(results) if fault is None else self.failed(fault)

@@ -61,6 +61,10 @@ class TaskRecipe:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds = {self.seeds!r}; allowed: a whole number from 1")
+        if self.freeze and self.lora.r:
+            raise ConfigError(
+                f"freeze = {self.freeze} and lora.r = {self.lora.r}: LoRA keeps all weights of the body; leave one of them out"
+            )
         if self.freeze < 0:
             raise ConfigError(f"freeze = {self.freeze!r}; allowed: 0 (nothing is frozen), or how many layers")
 
