@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -77,9 +78,25 @@ def test_evaluate_knows_a_fine_tuned_model(capsys, finished, data, tmp_path):
     assert code == 2 and "no labelled data is named" in err
 
 
+def test_a_run_that_was_interrupted_is_gone_on_with_and_has_a_report(capsys, finished, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(finished, half)
+    (half / "metrics.json").unlink()
+    shutil.rmtree(half / "model")
+    code, out, _ = run(capsys, "report", half)
+    assert code == 0 and "This run has not ended" in (half / "report.html").read_text()
+    code, out, _ = run(capsys, "resume", half, "--json")
+    assert code == 0 and json.loads(out)["task"] == "classify" and (half / "model" / "config.json").is_file()
+
+
 def test_what_is_not_fine_tuned_is_not_predicted_with(capsys, tiny_bert):
     code, _, err = run(capsys, "predict", tiny_bert, "a text")
     assert code == 2 and "is not fine-tuned for a task; `unmask finetune` does that" in err
+    words = ("--label-words", "health=doctor|nurse", "--label-words", "law=judge")
+    code, out, _ = run(capsys, "predict", tiny_bert, "The nurse", "The judge", *words, "--json", "--template", "{text} meets the [MASK]")
+    assert code == 0 and [set(json.loads(line)["scores"]) for line in out.splitlines()] == [{"health", "law"}] * 2
+    code, _, err = run(capsys, "predict", tiny_bert, "a text", "--label-words", "health")
+    assert code == 2 and "not of the form label=word|word" in err
 
 
 def test_doctor_says_what_is_wrong(capsys, tmp_path, data, tiny_bert):

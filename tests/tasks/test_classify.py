@@ -115,7 +115,9 @@ def multi_label(tiny_bert, labelled, write_jsonl, tmp_path_factory):
 def test_several_labels_have_thresholds_that_are_kept(multi_label):
     metrics = multi_label.metrics
     assert metrics["best"] == "macro_average_precision" and metrics["settings"]["problem"] == "multi"
-    assert metrics["macro_average_precision"]["value"] > 0.8
+    records = [json.loads(line) for line in (multi_label.folder / "log.jsonl").read_text().splitlines()]
+    seen = [record["macro_average_precision"] for record in records if record.get("event") == "heldout"]
+    assert metrics["macro_average_precision"]["value"] == pytest.approx(max(seen)) > 0.8  # tuning on the side moves no order
     config = json.loads((multi_label.model / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and len(config["unmask"]["thresholds"]) == 3
     classifier = Classifier.load(multi_label.folder)

@@ -25,33 +25,52 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    label_words: Annotated[
+        list[str] | None, typer.Option(help="With a masked language model: label=word|word, one for each label; nothing is trained.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="For --label-words: where {text} and the [MASK] stand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Predict what a fine-tuned model says of texts, in order and in bounded memory; long texts are read whole, in windows."""
+    """Predict what a fine-tuned model says of texts, in order and in bounded memory; long texts are read whole, in windows.
+
+    A masked language model classifies by label words: `unmask predict MODEL --label-words good=great --label-words bad=awful TEXT`.
+    """
     from ..tasks.kinds import predictor, task_of
 
     name = task_of(model)
-    if name is None:
-        raise ConfigError(f"'{model}' is not fine-tuned for a task; `unmask finetune` does that, and `unmask fill` fills masks")
+    if name is None and not label_words:
+        raise ConfigError(
+            f"'{model}' is not fine-tuned for a task; `unmask finetune` does that. To classify without any training, give --label-words"
+        )
+    if name is not None and label_words:
+        raise ConfigError(f"--label-words: '{model}' is fine-tuned for {name}; label words are for masked language models")
     if bool(text) == bool(data):
         raise ConfigError("give texts, or files with --data" if not text else "give texts or --data, not both")
     from ..tasks.recipe import TaskData
 
-    kind = predictor(name)
+    kind = predictor(name or "classify")
     reading = TaskData(format=format, text_column=text_column, pair_column=pair_column, on_bad=on_bad)  # type: ignore[arg-type]
-    made = kind.load(model, device=device, precision=precision, max_length=max_length, max_tokens=batch_tokens)
     items: Iterable[Any] = kind.items_of(data, reading) if data else texts(text or [])
-    lines = ((item, made.record(item, result)) for item, result in made.pairs(items))
+    how: dict[str, Any] = {"device": device, "precision": precision, "max_tokens": batch_tokens}
+    if label_words:
+        from ..tasks.classify import shown
+        from ..tasks.label_words import TEMPLATE, LabelWords, parse
+
+        words = LabelWords.load(model, parse(label_words), template=template or TEMPLATE, **how)
+        lines = ({"id": item.id, "text": item.text, **result.to_dict()} for item, result in words.stream(items))
+    else:
+        made = kind.load(model, max_length=max_length, **how)
+        lines, shown = (made.record(item, result) for item, result in made.pairs(items)), made.shown
     if output is not None:
         count = 0
         with open(output, "w", encoding="utf-8") as file:
-            for _, line in lines:
+            for line in lines:
                 file.write(json.dumps(_top(line, top_k), ensure_ascii=False) + "\n")
                 count += 1
         print(f"{count:,} results written to {output}", file=sys.stderr)
         return
-    for _, line in lines:
-        print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else made.shown(line, top_k or 3))
+    for line in lines:
+        print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else shown(line, top_k or 3))
 
 
 def texts(given: list[str]) -> Iterator[str]:

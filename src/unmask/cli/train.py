@@ -104,6 +104,10 @@ def _end(run: Run, as_json: bool) -> int:
     """Print what a run came to; return the exit code."""
     if run.interrupted:
         return 130
+    if "task" in run.metrics:
+        from .finetune import ended
+
+        return ended(run, as_json)
     from ..evaluate import adaptation
     from ..evaluate.page import read_json
     from ..train.card import amount

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..train.runlog import LOG, duration
-from .figure import ACCENT, INK, QUIET, draw, reliability_curve
+from .figure import ACCENT, INK, QUIET, draw, reliability_curve, thin
 from .page import cells, numbers, read_json, tables
+from .report_run import read_log
 
 MOST_LABELS = 30  # of a confusion table; of more, the pairs that are most often confused are listed
 PAIRS, WORST = 20, 24
@@ -22,12 +24,22 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any], list[dict[str, Any]]], Iterator
 
 def is_task(folder: Path) -> bool:
     """Return whether a folder is that of a fine-tuned model's run or evaluation."""
-    return (folder / "metrics.json").is_file() and "task" in read_json(folder / "metrics.json")
+    return "task" in read_json(folder / "metrics.json") or task_of_run(folder) is not None
+
+
+def task_of_run(folder: Path) -> str | None:
+    """Return the task that a run fine-tunes for; None for another run, or for what is none."""
+    path = folder / "config.toml"
+    task = tomllib.loads(path.read_text(encoding="utf-8")).get("task") if path.is_file() else None
+    return task if isinstance(task, str) else None
 
 
 def parts(folder: Path) -> list[str]:
     """Return the sections of the page."""
     metrics = read_json(folder / "metrics.json")
+    if not metrics:
+        title = f"<h1>{escape(folder.resolve().name)}</h1><p>{escape(str(task_of_run(folder)))}</p>"
+        return [f'<header>{title}<p class="note">This run has not ended: it has no numbers yet.</p></header>', losses(folder)]
     lines = read_predictions(folder / "predictions.jsonl")
     own = SECTIONS.get(metrics["task"])
     return [
@@ -95,19 +107,17 @@ def seeds(metrics: Mapping[str, Any]) -> str:
 
 def course(folder: Path, metrics: Mapping[str, Any]) -> str:
     """Return how the number that the checkpoint was chosen by went in training."""
-    path, name = folder / LOG, metrics.get("best")
-    if not path.is_file() or name is None:
+    name = metrics.get("best")
+    if name is None:
         return ""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = read_log(folder / LOG) if (folder / LOG).is_file() else []
     points = [(record["step"], record[name]) for record in records if record.get("event") == "heldout" and record.get(name) is not None]
-    losses = [(record["step"], record["loss"]) for record in records if "event" not in record and record.get("loss") is not None]
-    if len(points) < 2 or not losses:
+    steps = steps_of(records)
+    if len(points) < 2 or not steps:
         return ""
 
     def plot(figure: Any, axes: Any) -> None:
-        axes.plot(*zip(*losses, strict=True), color=QUIET, linewidth=1.4, label="training loss")
-        axes.set_xlabel("step", color=INK)
-        axes.set_ylabel("training loss", color=INK)
+        plot_losses(axes, steps)
         axes.plot([], [], color=ACCENT, marker="o", markersize=4.5, label=name.replace("_", " "))
         other = axes.twinx()
         other.plot(*zip(*points, strict=True), color=ACCENT, linewidth=2.2, marker="o", markersize=4.5)
@@ -116,11 +126,34 @@ def course(folder: Path, metrics: Mapping[str, Any]) -> str:
         for side in other.spines.values():
             side.set_visible(False)
 
-    drawn = "".join(
-        f'<div class="{kind}">{draw(plot, f"{name} over the steps of the run", width=width, height=height)}</div>'
+    return drawn(plot, f"{name} over the steps of the run")
+
+
+def losses(folder: Path) -> str:
+    """Return how the loss of a run that has not ended went."""
+    steps = steps_of(read_log(folder / LOG)) if (folder / LOG).is_file() else []
+    return drawn(lambda figure, axes: plot_losses(axes, steps), "loss over the steps of the run") if steps else ""
+
+
+def steps_of(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return (step, training loss) of a log."""
+    return [(record["step"], record["loss"]) for record in records if "event" not in record and record.get("loss") is not None]
+
+
+def plot_losses(axes: Any, steps: list[tuple[int, float]]) -> None:
+    """Draw the training loss."""
+    axes.plot(*zip(*thin(steps), strict=True), color=QUIET, linewidth=1.4, label="training loss")
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("training loss", color=INK)
+
+
+def drawn(plot: Callable[[Any, Any], None], label: str) -> str:
+    """Return the section with a figure, once for wide and once for narrow pages."""
+    both = "".join(
+        f'<div class="{kind}">{draw(plot, label, width=width, height=height)}</div>'
         for kind, width, height in (("wide", 9.6, 3.6), ("narrow", 4.6, 3.4))
     )
-    return f"<section><h2>Training</h2><figure>{drawn}</figure></section>"
+    return f"<section><h2>Training</h2><figure>{both}</figure></section>"
 
 
 def results(metrics: Mapping[str, Any]) -> str:

@@ -214,15 +214,7 @@ class Classifier(Predictor):
 
     def shown(self, line: Mapping[str, Any], top_k: int) -> str:
         """Return a line of predictions.jsonl as a person reads it on a terminal."""
-        text = " ".join(line["text"].split())
-        text = text if len(text) <= 60 else f"{text[:59]}…"
-        if "error" in line:
-            return f"{line['error']}  {text}"
-        if "value" in line:
-            return f"{line['value']:10.4f}  {text}"
-        best = sorted(line["scores"].items(), key=lambda pair: -pair[1])[:top_k]
-        said = ", ".join(line["labels"]) or "–"
-        return f"{said:20}  {'  '.join(f'{label} {score:.3f}' for label, score in best)}  {text}"
+        return shown(line, top_k)
 
     def record(self, item: Text, result: Classified) -> dict[str, Any]:
         """Return a line of predictions.jsonl."""
@@ -241,10 +233,25 @@ class Classifier(Predictor):
         if self.problem == "regression":
             return Regression(gold, np.array([result.value for result in results]))
         probs = np.array([[result.scores[label] for label in self.labels] for result in results])
+        # without a temperature, which differs from item to item where it is cross-fitted
+        order = self.probabilities(np.array([result.logits for result in results]), 1.0)
         if self.problem == "single":
-            return SingleLabel(gold, probs, self.labels)
+            return SingleLabel(gold, probs, self.labels, order=order)
         said = np.array([[label in result.labels for label in self.labels] for result in results])
-        return MultiLabel(gold, probs, said, self.labels)
+        return MultiLabel(gold, probs, said, self.labels, order=order)
+
+
+def shown(line: Mapping[str, Any], top_k: int) -> str:
+    """Return a line of predictions.jsonl as a person reads it on a terminal."""
+    text = " ".join(line["text"].split())
+    text = text if len(text) <= 60 else f"{text[:59]}…"
+    if "error" in line:
+        return f"{line['error']}  {text}"
+    if "value" in line:
+        return f"{line['value']:10.4f}  {text}"
+    best = sorted(line["scores"].items(), key=lambda pair: -pair[1])[:top_k]
+    said = ", ".join(line["labels"]) or "–"
+    return f"{said:20}  {'  '.join(f'{label} {score:.3f}' for label, score in best)}  {text}"
 
 
 def as_item(item: Text) -> TextItem:

@@ -16,10 +16,14 @@ CURVE = tuple(number / 10 for number in range(1, 11))  # of the abstain curve: s
 
 
 class SingleLabel:
-    """Each item has one label of several. Shapes: gold (n,) numbers of labels, probs (n, L)."""
+    """Each item has one label of several. Shapes: gold (n,) numbers of labels, probs (n, L).
 
-    def __init__(self, gold: np.ndarray, probs: np.ndarray, labels: list[str]) -> None:
+    `order` (n, L) is what items are ordered by, where temperatures of their own have moved their probabilities apart.
+    """
+
+    def __init__(self, gold: np.ndarray, probs: np.ndarray, labels: list[str], *, order: np.ndarray | None = None) -> None:
         self.gold, self.probs, self.labels = gold, probs, labels
+        self.order = probs if order is None else order
         self.predicted, self.confidence = probs.argmax(1), probs.max(1)
         self.right = self.predicted == gold
 
@@ -49,9 +53,9 @@ class SingleLabel:
                 "expected_calibration_error": calibration_error(self.confidence, self.right, weights),
             }
         if len(self.labels) == 2:
-            found["auroc"] = auroc(self.gold == 1, self.probs[:, 1], weights)
+            found["auroc"] = auroc(self.gold == 1, self.order[:, 1], weights)
         else:
-            each = [auroc(self.gold == label, self.probs[:, label], weights) for label in range(len(self.labels))]
+            each = [auroc(self.gold == label, self.order[:, label], weights) for label in range(len(self.labels))]
             found["macro_auroc"] = nanmean(np.stack(each, 1))
         return found
 
@@ -78,10 +82,13 @@ class SingleLabel:
 
 
 class MultiLabel:
-    """Each item has any number of labels. Shapes: gold (n, L) bool, probs (n, L), said (n, L) bool, what is predicted."""
+    """Each item has any number of labels. Shapes: gold (n, L) bool, probs (n, L), said (n, L) bool, what is predicted; `order` as above."""
 
-    def __init__(self, gold: np.ndarray, probs: np.ndarray, said: np.ndarray, labels: list[str]) -> None:
+    def __init__(
+        self, gold: np.ndarray, probs: np.ndarray, said: np.ndarray, labels: list[str], *, order: np.ndarray | None = None
+    ) -> None:
         self.gold, self.probs, self.said, self.labels = gold.astype(bool), probs, said.astype(bool), labels
+        self.order = probs if order is None else order
         self.hit = self.gold & self.said
 
     def of(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,8 +109,8 @@ class MultiLabel:
                 "hamming_loss": weights @ (self.gold != self.said).mean(1) / total,
             }
         columns = range(len(self.labels))
-        found["macro_auroc"] = nanmean(np.stack([auroc(self.gold[:, label], self.probs[:, label], weights) for label in columns], 1))
-        each = [average_precision(self.gold[:, label], self.probs[:, label], weights) for label in columns]
+        found["macro_auroc"] = nanmean(np.stack([auroc(self.gold[:, label], self.order[:, label], weights) for label in columns], 1))
+        each = [average_precision(self.gold[:, label], self.order[:, label], weights) for label in columns]
         found["macro_average_precision"] = nanmean(np.stack(each, 1))
         clear = np.clip(self.probs, 1e-15, 1 - 1e-15)
         found["log_loss"] = weights @ -np.where(self.gold, np.log(clear), np.log1p(-clear)).mean(1) / total

@@ -18,7 +18,7 @@ from .classify_data import TextItem, balance, balanced_weights, check, in_order,
 from .findings import Findings
 from .objective import Data, Spec, TaskObjective
 from .predictor import Predictor
-from .recipe import TaskData
+from .recipe import TaskData, TaskRecipe
 
 BEST = {"single": "macro_f1", "multi": "macro_average_precision", "regression": "root_mean_squared_error"}
 LOWER = ("log_loss", "hamming_loss", "expected_calibration_error", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error")
@@ -139,6 +139,16 @@ class ClassifyObjective(TaskObjective):
             "problem": data.spec.settings["problem"], "label_separator": data.spec.settings["label_separator"], "labels": counts,
             "labels_of_dev": balance(data.dev), "balanced_weights": balanced_weights(counts),
         }  # fmt: skip
+
+    def start_model(self, recipe: TaskRecipe) -> Any:
+        """Return the model that a run begins with; where numbers are learnt, a new head begins at their mean."""
+        model = super().start_model(recipe)
+        if self.data.spec.settings["problem"] == "regression":
+            last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+            values = [number(item.label[0]) for item in self.data.train if item.label]
+            if last.bias is not None:
+                torch.nn.init.constant_(last.bias, float(np.mean(np.array(values, float))))
+        return model
 
     @property
     def best(self) -> tuple[str, bool]:

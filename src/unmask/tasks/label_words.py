@@ -18,7 +18,8 @@ from ..errors import TaskError
 from ..infer.backends import Backend
 from ..infer.engine import Engine
 from ..infer.targets import Question, mask_marker, score_targets
-from .classify import Classified
+from .classify import Classified, Text, as_item
+from .classify_data import TextItem
 from .encode import chunks, cuts, tokenize
 from .predictor import USUAL
 
@@ -123,6 +124,11 @@ class LabelWords:
             for row, logit, (_, windows) in zip(probs, logits, rows, strict=True)
         ]  # fmt: skip
 
+    def stream(self, items: Iterable[Text]) -> Iterator[tuple[TextItem, Classified]]:
+        """Yield each of any number of items with what the label words say of it, in bounded memory."""
+        for chunk in chunks(map(as_item, items), CHUNK):
+            yield from zip(chunk, self.predict([item.text if item.pair is None else (item.text, item.pair) for item in chunk]), strict=True)
+
     def _rows(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[tuple[np.ndarray, int]]:
         """Yield the log-probabilities of the label words for each text, and in how many windows it was read."""
         for chunk in chunks(texts, CHUNK):
@@ -158,3 +164,17 @@ class LabelWords:
             if wrong is not None:
                 raise TaskError(wrong)
             yield np.array([target.log_prob for target in answer.targets])
+
+
+def parse(given: Sequence[str]) -> dict[str, list[str]]:
+    """Return label -> words from "label=word|word" each.
+
+    Raises: TaskError for what is of another form.
+    """
+    found: dict[str, list[str]] = {}
+    for text in given:
+        label, equals, words = text.partition("=")
+        if not equals or not label.strip() or not all(word.strip() for word in words.split("|")):
+            raise TaskError(f"label words {text!r} are not of the form label=word|word (health=doctor|hospital)")
+        found[label.strip()] = [word.strip() for word in words.split("|")]
+    return found

@@ -194,15 +194,16 @@ class TaskObjective(Objective):
     def find_model(self, recipe: TaskRecipe, folder: Path, model_folder: Path | None) -> Any:
         """Return the model of a run: a checkpoint's, or the base model with a new head; with LoRA, its matrices beside the base's."""
         if recipe.lora.r:
-            base = lora.keep_base(folder, lambda: self._start(recipe), self.tokenizer)
+            base = lora.keep_base(folder, lambda: self.start_model(recipe), self.tokenizer)
             model = load_model(base, head=self.head, tokenizer=self.tokenizer)
             lora.inject(model, recipe.lora, seed=recipe.train.seed, head=True)
             return model
-        model = load_model(model_folder, head=self.head, tokenizer=self.tokenizer) if model_folder is not None else self._start(recipe)
+        model = load_model(model_folder, head=self.head, tokenizer=self.tokenizer) if model_folder is not None else self.start_model(recipe)
         freeze(model, recipe.freeze)
         return model
 
-    def _start(self, recipe: TaskRecipe) -> Any:
+    def start_model(self, recipe: TaskRecipe) -> Any:
+        """Return the model that a run begins with: the base model with a new head."""
         spec = self.data.spec
         model = with_new_head(
             recipe.base_model, self.head, labels=spec.labels, seed=recipe.train.seed, tokenizer=self.tokenizer, settings=spec.config
