@@ -214,7 +214,7 @@ def test_what_cannot_be_exported_is_said(tokenizer, tmp_path):
         export_model(make_model("deberta-v2"), tokenizer, tmp_path)
     with pytest.raises(CheckpointError, match=r"BertForNextSentencePrediction has a head that cannot be exported.*ForMaskedLM"):
         export_model(BertForNextSentencePrediction(configuration("bert")), tokenizer, tmp_path)
-    with pytest.raises(CheckpointError, match=r"a Mish.* cannot be exported; allowed: Linear.*ReLU"):
+    with pytest.raises(CheckpointError, match=r"kind Mish.* cannot be exported; allowed: Linear.*ReLU"):
         export_model(make_model("bert", hidden_act="mish"), tokenizer, tmp_path)
     rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
     scaled = make_model("modernbert", rope_parameters={"full_attention": rope, "sliding_attention": rope})

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError, MissingExtra
 from ..evaluate.evaluation import model_folder
 from ..evaluate.text import open_text
-from ..infer.backends import open_export
+from ..infer.backends import Backend, open_export
 from ..infer.engine import Engine
 from ..infer.load import load
 from ..infer.measure import agreement, drawn, speeds
@@ -100,14 +100,12 @@ def bench(
 @contextlib.contextmanager
 def _engines(model: str | Path, device: str, log: Callable[[str], None]) -> Iterator[tuple[dict[str, Engine], Any, dict[str, str]]]:
     """Give the engines that there are, the plainest first, the tokenizer, and why others are not run."""
-    folder = model_folder(model)
-    exported = open_export(folder)
-    if exported is not None:
-        engine = Engine(exported[0])
+    loaded, tokenizer = load(model_folder(model), device=device)
+    if isinstance(loaded, Backend):
         why = "the model is an export; name the model that it was made from to compare"
-        yield {f"{engine.backend.name} {engine.precision}": engine}, exported[1], {"torch": why}
+        engine = Engine(loaded)
+        yield {f"{loaded.name} {engine.precision}": engine}, tokenizer, {"torch": why}
         return
-    loaded, tokenizer = load(folder, device=device)
     place = loaded.device.type
     where = "" if place == "cpu" else f" ({place})"
     engines, left_out = {f"torch fp32{where}": Engine(loaded)}, {}

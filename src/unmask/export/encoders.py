@@ -57,7 +57,8 @@ def _pair(linear: Any) -> Pair:
 
 
 def _bert_block(layer: Any) -> Block:
-    attention, own = layer.attention, getattr(layer.attention, "self", None)
+    attention: Any = layer.attention
+    own = getattr(attention, "self")  # noqa: B009  (a name that looks like another thing)
     return Block(
         _pair(own.query), _pair(own.key), _pair(own.value), attention.output.dense, attention.output.LayerNorm,
         _pair(layer.intermediate.dense), layer.intermediate.intermediate_act_fn, layer.output.dense, layer.output.LayerNorm,
@@ -96,7 +97,7 @@ def _parts(linear: Any, number: int) -> list[Pair]:
     return list(zip(linear.weight.chunk(number), biases, strict=True))
 
 
-def _bert_like(model: PreTrainedModel) -> Encoder:
+def _bert_like(model: Any) -> Encoder:
     body, table = model.base_model, model.base_model.embeddings
     start = table.position_embeddings.padding_idx
     positions = table.position_embeddings.weight
@@ -107,7 +108,7 @@ def _bert_like(model: PreTrainedModel) -> Encoder:
     )  # fmt: skip
 
 
-def _albert(model: PreTrainedModel) -> Encoder:
+def _albert(model: Any) -> Encoder:
     body, table, config = model.base_model, model.base_model.embeddings, model.config
     groups = [[_albert_block(layer) for layer in group.albert_layers] for group in body.encoder.albert_layer_groups]
     each = config.num_hidden_layers / len(groups)
@@ -118,7 +119,7 @@ def _albert(model: PreTrainedModel) -> Encoder:
     )  # fmt: skip
 
 
-def _distilbert(model: PreTrainedModel) -> Encoder:
+def _distilbert(model: Any) -> Encoder:
     body, table = model.base_model, model.base_model.embeddings
     return Encoder(
         table.word_embeddings.weight, table.position_embeddings.weight, None, table.LayerNorm, None,
@@ -126,13 +127,11 @@ def _distilbert(model: PreTrainedModel) -> Encoder:
     )  # fmt: skip
 
 
-def _modernbert(model: PreTrainedModel) -> Encoder:
+def _modernbert(model: Any) -> Encoder:
     body = model.base_model
     kinds = set(body.rotary_emb.rope_type.values())
     if kinds != {"default"}:
-        raise CheckpointError(
-            f"rotary positions of the kind {', '.join(sorted(kinds - {'default'}))} cannot be exported; there is 'default'"
-        )
+        raise CheckpointError(f"rotary positions of the kind {sorted(kinds - {'default'})} cannot be exported; allowed: default")
     return Encoder(
         body.embeddings.tok_embeddings.weight, None, None, body.embeddings.norm, None,
         [_modernbert_block(layer, body.rotary_emb) for layer in body.layers], body.final_norm, model.config.num_attention_heads,

@@ -64,14 +64,17 @@ def rows(
     """Return a row for each way to run a model: how fast it answers the requests, and how it agrees with the first of them."""
     first = next(iter(engines))
     bulk, alone = timed(engines, requests)
-    return [
-        Row(
-            name, bulk[name].tokens_per_second, *(float(np.quantile(alone[name], share)) * 1e3 for share in (0.5, 0.95)), sizes[name],
-            None if name == first else agreement(engines[first], engine, requests),
-            *((found[name].point[metric] for metric in ("masked_accuracy", "masked_loss")) if found else ()),
-        )
-        for name, engine in engines.items()
-    ]  # fmt: skip
+    made = []
+    for name, engine in engines.items():
+        p50, p95 = (float(np.quantile(alone[name], share)) * 1e3 for share in (0.5, 0.95))
+        apart = None if name == first else agreement(engines[first], engine, requests)
+        point = found[name].point if found else {}
+        made.append(
+            Row(
+                name, bulk[name].tokens_per_second, p50, p95, sizes[name], apart, point.get("masked_accuracy"), point.get("masked_loss")
+            )
+        )  # fmt: skip
+    return made
 
 
 def timed(engines: Mapping[str, Engine], requests: list[Request]) -> tuple[dict[str, Speed], dict[str, list[float]]]:
@@ -99,7 +102,7 @@ def quality(
         log(f"{name}: measured on {len(records):,} masked tokens in {time.perf_counter() - start:.1f} s")
     a, b = found[next(iter(engines))], found[name]
     change = difference(
-        *(one.point[METRIC] for one in (a, b)), *(one.samples[METRIC] for one in (a, b)), count=a.counts[""],
+        a.point[METRIC], b.point[METRIC], a.samples[METRIC], b.samples[METRIC], count=a.counts[""],
         num_documents=a.num_documents[""], resamples=len(a.samples[METRIC]),
     )  # fmt: skip
     masks = {"num_masked_tokens": len(records), "masks_fingerprint": records.fingerprint, "policy": records.info["policy"]}
@@ -127,12 +130,10 @@ def table(rows: list[Row]) -> list[tuple[str, ...]]:
     def form(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
-    head = ("", "accuracy", "loss", "same top-1", "max |Δ|", "tokens/s", "p50 ms", "p95 ms", "MB")
-    return [head] + [
-        (
-            row.name, form(row.masked_accuracy, ".4f"), form(row.masked_loss, ".4f"),
-            *((f"{row.agreement.same_top_1:.4f}", f"{row.agreement.max_difference:.1e}") if row.agreement else ("-", "-")),
-            f"{row.tokens_per_second:,.0f}", f"{row.p50_milliseconds:.2f}", f"{row.p95_milliseconds:.2f}", f"{row.size_bytes / 1e6:,.1f}",
-        )
-        for row in rows
-    ]  # fmt: skip
+    lines: list[tuple[str, ...]] = [("", "accuracy", "loss", "same top-1", "max |Δ|", "tokens/s", "p50 ms", "p95 ms", "MB")]
+    for row in rows:
+        same, apart = (row.agreement.same_top_1, row.agreement.max_difference) if row.agreement else (None, None)
+        numbers = ((row.masked_accuracy, ".4f"), (row.masked_loss, ".4f"), (same, ".4f"), (apart, ".1e"), (row.tokens_per_second, ",.0f"),
+                   (row.p50_milliseconds, ".2f"), (row.p95_milliseconds, ".2f"), (row.size_bytes / 1e6, ",.1f"))  # fmt: skip
+        lines.append((row.name, *(form(*number) for number in numbers)))
+    return lines
