@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+import typer
 
 from unmask import cli, errors
 from unmask.cli import VERBS, main
@@ -128,6 +129,21 @@ def test_debug_may_stand_anywhere_and_keeps_the_exit_code(verb, capsys):
 
 def test_an_interruption_ends_with_130(verb, capsys):
     verb(KeyboardInterrupt())
+    assert code_of(["fail"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interruption_while_the_arguments_are_read_is_said_too(monkeypatch, capsys):
+    def interrupted(value: int) -> int:
+        raise KeyboardInterrupt
+
+    def fail(times: int = typer.Option(1, callback=interrupted)) -> None:
+        """Fail."""
+
+    module = types.ModuleType("unmask.cli.failing")
+    module.fail = fail
+    monkeypatch.setitem(sys.modules, "unmask.cli.failing", module)
+    monkeypatch.setitem(VERBS, "fail", ("failing", "Fail."))
     assert code_of(["fail"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -106,11 +106,12 @@ def dispatch(args: list[str]) -> int:
     return run(verb, rest)
 
 
-def _interruptible(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a verb that says when it was interrupted, which typer would pass over."""
+def _interruptible(function: Callable[..., Any], began: list[bool]) -> Callable[..., Any]:
+    """Return a verb that says when it was interrupted, which typer would pass over; `began` is told that it ran."""
 
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> Any:
+        began.append(True)
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
@@ -130,9 +131,13 @@ def run(verb: str, args: list[str]) -> int:
 
     function = getattr(importlib.import_module(f".{VERBS[verb][0]}", __name__), verb)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(_interruptible(function))
+    began: list[bool] = []
+    app.command(verb, context_settings={"help_option_names": ["-h", "--help"]})(_interruptible(function, began))
     try:
-        return app(args=args, prog_name=f"unmask {verb}", standalone_mode=False) or 0
+        code = app(args=args, prog_name=f"unmask {verb}", standalone_mode=False) or 0
+        if code == 130 and not began:  # typer was, while it read the arguments, and says nothing
+            raise KeyboardInterrupt
+        return code
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
