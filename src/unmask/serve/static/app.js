@@ -51,6 +51,7 @@ const desk = {
   online() {
     tries = 0;
     calm();
+    lookAgain();
   },
   trouble,
   tell: (text) => {
@@ -140,6 +141,7 @@ function takeModels(list) {
   const first = names.includes(one) ? one : (names[0] ?? "");
   const second = names.includes(other) && other !== first ? other : (names.find((model) => model !== first) ?? "");
   store.set({ one: first, other: second, view: current ?? name }, { why: "view" });
+  showStatus();
 }
 
 const refresh = latest();
@@ -155,6 +157,16 @@ async function connect() {
   calm();
   takeModels(found.value.models);
   again?.();
+}
+
+/** Read again what the models are like: of one that is loaded when it is first asked, the server knew little before. */
+async function lookAgain() {
+  const unknown = (model) => desk.lanes().includes(model.name) && model.loaded === false;
+  if (!served.some(unknown)) return;
+  const found = await refresh((signal) => askModels(signal));
+  if (found === null || found.error) return; // whoever asks next will say so
+  served = found.value.models;
+  showModels();
 }
 
 // when something is wrong
@@ -178,8 +190,8 @@ function trouble(error, again) {
   const button = error.kind === "key"
     ? el("button", { class: "pill", type: "button", onclick: () => $("key-dialog").showModal() }, "Give the key")
     : el("button", { class: "pill", type: "button", onclick: () => connect() }, "Try now");
-  const rest = goesOn ? ` Trying again ${error.kind === "busy" ? `in ${seconds} s` : "until it answers"}; what you wrote stays here.` : "";
-  replace($("trouble"), el("span", {}, el("b", {}, error.message), rest), button);
+  const rest = goesOn ? ` Trying again${error.kind === "busy" ? ` in ${seconds} s` : ""}; what you wrote stays here.` : "";
+  replace($("trouble"), el("span", {}, el("b", {}, /[.!?]$/.test(error.message) ? error.message : `${error.message}.`), rest), button);
   $("trouble").hidden = false;
   if (goesOn) retryTimer = setTimeout(connect, seconds * 1000);
   showStatus(error.kind);
@@ -357,14 +369,11 @@ for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
 
-const useKey = () => {
+$("key-form").addEventListener("submit", () => {
   key.set($("key").value.trim());
   $("key").value = "";
-  $("key-dialog").close();
   connect();
-};
-$("key-use").addEventListener("click", useKey);
-$("key").addEventListener("keydown", (event) => event.key === "Enter" && useKey());
+});
 $("letters").checked = letters;
 $("letters").addEventListener("change", () => {
   letters = $("letters").checked;

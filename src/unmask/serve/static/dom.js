@@ -34,7 +34,7 @@ export function keepOrReplace(parent, name, make) {
 export function percent(score) {
   if (score >= 0.9995) return "100%";
   if (score >= 0.0995) return `${Math.round(score * 100)}%`;
-  if (score >= 0.000995) return `${Number((score * 100).toPrecision(2))}%`;
+  if (score >= 0.000995) return `${(score * 100).toPrecision(2)}%`;
   return score > 0 ? "<0.1%" : "0%";
 }
 

@@ -79,6 +79,7 @@ export function createFill(store, desk) {
     const names = desk.lanes();
     if (document.activeElement !== only) only.value = state.only;
     const fresh = names.map((_, number) => lanes.fresh(state, number));
+    const failed = names.map((_, number) => lanes.hasFailed(state, number));
     // an old answer is shown, faded, only where it has a list for each mask
     const seen = names.map((_, number) => fresh[number] ?? (lanes.last(number)?.masks.length === masks.length ? lanes.last(number) : null));
     const scale = scaleOf(seen.flatMap((answer) => answer?.masks.flat() ?? []));
@@ -88,7 +89,7 @@ export function createFill(store, desk) {
     while (panels.length < masks.length) panels.push(createPanel(panels.length));
     if (grid.children.length !== masks.length) grid.replaceChildren(...panels.slice(0, masks.length).map((panel) => panel.node));
     grid.classList.toggle("two", names.length > 1);
-    masks.forEach((part, number) => panels[number].show({ state, part, count: masks.length, names, fresh, seen, scale }));
+    masks.forEach((part, number) => panels[number].show({ state, part, count: masks.length, names, fresh, failed, seen, scale }));
     const cut = names.filter((_, number) => fresh[number]?.truncated);
     notes.textContent = tooMany(state)
       ? "This text has too many words to make each one a button: edit it, and write ___ for a word to guess."
@@ -100,14 +101,20 @@ export function createFill(store, desk) {
     const what = el("span", {});
     const common = el("span", { class: "quiet common" });
     const back = el("button", { class: "small", type: "button" }, "Show again");
-    const sides = [0, 1].map((side) => {
+    const sides = [];
+    const beside = el("div", { class: "lanes" });
+    const node = el("section", { class: "panel", onfocusin: () => activate(number), onclick: () => activate(number) },
+      el("div", { class: "panel-head" }, badge, what, common, back), beside);
+
+    function addSide() {
+      const side = sides.length;
       const list = createList(`${number}.${side}`, (candidate) => pick(number, candidate));
       const name = el("h3", {});
       const wrote = el("p", { class: "own" });
-      return { list, name, wrote, node: el("div", { class: `lane lane${side}` }, name, list.node, wrote) };
-    });
-    const node = el("section", { class: "panel", onfocusin: () => activate(number), onclick: () => activate(number) },
-      el("div", { class: "panel-head" }, badge, what, common, back), el("div", { class: "lanes" }, ...sides.map((side) => side.node)));
+      sides.push({ list, name, wrote, node: el("div", { class: `lane lane${side}` }, name, list.node, wrote) });
+      beside.append(sides[side].node);
+    }
+
     let part = null;
     back.addEventListener("click", (event) => {
       event.stopPropagation();
@@ -116,7 +123,7 @@ export function createFill(store, desk) {
     });
     return {
       node,
-      show({ state, part: shown, count, names, fresh, seen, scale }) {
+      show({ state, part: shown, count, names, fresh, failed, seen, scale }) {
         part = shown;
         const wrote = part.kind === "word" ? part.text : null;
         const name = wrote === null ? "A blank" : `Instead of “${wrote}”`;
@@ -128,13 +135,14 @@ export function createFill(store, desk) {
         const lists = names.map((_, side) => seen[side]?.masks[number] ?? null);
         const agreed = names.length > 1 && lists[0] && lists[1] ? inBoth(lists) : new Set();
         common.textContent = names.length > 1 && lists[0] && lists[1] ? `● in both: ${agreed.size} of ${Math.max(lists[0].length, lists[1].length)}` : "";
+        while (sides.length < names.length || !sides.length) addSide();
         sides.forEach((one, side) => {
-          one.node.hidden = side >= names.length;
-          if (side >= names.length) return;
-          one.name.textContent = names[side];
+          one.node.hidden = side > 0 && side >= names.length;
+          if (one.node.hidden) return;
+          one.name.textContent = names[side] ?? "";
           one.name.hidden = names.length < 2;
-          one.list.show({ candidates: lanes.hasFailed(state, side) ? [] : lists[side], stale: fresh[side] === null, agreed, scale, shift: side === 1 });
-          showOwn(one.wrote, wrote, targets(state).length ? null : fresh[side], own[side], number);
+          one.list.show({ candidates: failed[side] ? [] : (lists[side] ?? null), stale: !fresh[side], agreed, scale, shift: side === 1 });
+          showOwn(one.wrote, wrote, (targets(state).length ? null : fresh[side]) ?? null, own[side], number);
         });
       },
     };

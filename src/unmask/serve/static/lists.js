@@ -37,7 +37,7 @@ function createRow(key, place, pick) {
   const word = el("span", { class: "word-of" }, before, token, after, both);
   const button = el(
     "button",
-    { type: "button", class: "row", "data-key": key, onclick: () => shown !== null && pick(shown) },
+    { type: "button", class: "row none", "data-key": key, onclick: () => shown !== null && pick(shown) },
     digit, word, el("span", { class: "track", "aria-hidden": "true" }, bar), score,
   );
   return {
@@ -86,5 +86,5 @@ function pieces({ token, word }) {
 /** Return what a full bar stands for, the same in all lists that are seen together. */
 export function scaleOf(lists) {
   const most = Math.max(0, ...lists.flat().map((candidate) => candidate.score ?? 0));
-  return [0.01, 0.05, 0.1, 0.25, 0.5].find((step) => most <= step) ?? 1;
+  return [0.01, 0.05, 0.1, 0.25, 0.5, 0.75].find((step) => most <= step) ?? 1;
 }

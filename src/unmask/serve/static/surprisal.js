@@ -20,7 +20,7 @@ export function createSurprisal(store, desk) {
     took: (lane, number) => number === 0 && desk.tell(`Pseudo-perplexity ${figure(lane.value.pseudo_perplexity)}`),
   });
   const columns = [0, 1].map((side) => createColumn(side));
-  const root = el("div", { class: "surprisal" }, el("p", { class: "legend quiet" }, "0 nats ", el("i", { "aria-hidden": "true" }), ` ${HOTTEST} nats or more: the stronger the colour, the less the model expected the word, the text around it given`),
+  const root = el("div", { class: "surprisal" }, el("p", { class: "legend quiet" }, "0 nats ", el("i", { "aria-hidden": "true" }), ` ${HOTTEST} nats or more: the stronger the colour, the less the model expected the token`),
     lanes.errors, el("div", { class: "columns" }, ...columns.map((column) => column.node)));
 
   function changed(state, before, why) {
@@ -73,7 +73,7 @@ export function createSurprisal(store, desk) {
     const bar = el("i");
     bar.style.setProperty("--share", String(Math.min(1, span.nats / HOTTEST)));
     return el("li", {}, el("button", { class: "row", type: "button", "data-key": key, "aria-label": `${span.text}, ${span.nats.toFixed(1)} nats: what would stand here instead?`, onclick: () => instead(store, desk, span) },
-      el("span", { class: "word-of" }, el("b", {}, span.text)), el("span", { class: "track heat-track", "aria-hidden": "true" }, bar), el("span", { class: "score" }, `${span.nats.toFixed(1)} nats`)));
+      el("span", { class: "word-of" }, ...inWord(state.text, span)), el("span", { class: "track heat-track", "aria-hidden": "true" }, bar), el("span", { class: "score" }, `${span.nats.toFixed(1)} nats`)));
   }
 
   return {
@@ -114,7 +114,7 @@ export function createSurprisal(store, desk) {
       const said = `${span.nats.toFixed(2)} nats, probability ${percent(Math.exp(-span.nats))}`;
       const token = el("span", { class: "token", role: "button", tabindex: "-1", "data-key": `t${number}.${span.start}`, "aria-label": `${span.text}: ${said}`, onclick: () => instead(store, desk, span) }, span.text);
       token.style.setProperty("--heat-share", `${(Math.min(span.nats / HOTTEST, 1) * STRONGEST).toFixed(0)}%`);
-      for (const name of ["pointerenter", "focus"]) token.addEventListener(name, () => desk.tip(token, [span.text, said, span.count > 1 ? `${span.count} tokens together` : null, isMany(span) ? null : "click or Enter: what would stand here instead?"]));
+      for (const name of ["pointerenter", "focus"]) token.addEventListener(name, () => desk.tip(token, [span.text, said, span.count > 1 ? `${span.count} tokens together` : null, isMany(span) ? null : "click or Enter: hide it, and see what else could stand here"]));
       for (const name of ["pointerleave", "blur"]) token.addEventListener(name, () => desk.tip(null));
       nodes.push(token);
     }
@@ -125,6 +125,12 @@ export function createSurprisal(store, desk) {
   function isMany(span) {
     return wordAt(store.get().text, span.start) === undefined;
   }
+}
+
+/** Return a token within the word that it is a piece of. */
+function inWord(text, span) {
+  const word = wordAt(text, span.start) ?? span;
+  return [el("span", { class: "rest" }, text.slice(word.start, span.start)), el("b", {}, span.text), el("span", { class: "rest" }, text.slice(span.end, Math.max(word.end, span.end)))];
 }
 
 /** Hide the word that a token belongs to, and go to the view that fills it. */

@@ -7,8 +7,15 @@ const MARKER = /\[MASK\]|<mask>|(?<!_)(?:(?<![\p{L}\p{N}])_{3,}|_{3,}(?![\p{L}\p
 const WORD = /[\p{L}\p{N}\p{M}]+(?:['’][\p{L}\p{N}\p{M}]+)*/gu;
 const segmenter = globalThis.Intl?.Segmenter ? new Intl.Segmenter(undefined, { granularity: "word" }) : null;
 
+let last = { text: null, parts: [] };
+
 /** Return a text cut into parts {kind, start, end, text}: words, blanks (masks that were typed) and what stands between. */
 export function cut(text) {
+  if (last.text !== text) last = { text, parts: cutAnew(text) };
+  return last.parts;
+}
+
+function cutAnew(text) {
   const parts = [];
   const add = (kind, start, end) => {
     if (end > start) parts.push({ kind, start, end, text: text.slice(start, end) });
