@@ -57,8 +57,7 @@ def _pair(linear: Any) -> Pair:
 
 
 def _bert_block(layer: Any) -> Block:
-    attention: Any = layer.attention
-    own = getattr(attention, "self")  # noqa: B009  (a name that looks like another thing)
+    attention, own = layer.attention, layer.attention.self
     return Block(
         _pair(own.query), _pair(own.key), _pair(own.value), attention.output.dense, attention.output.LayerNorm,
         _pair(layer.intermediate.dense), layer.intermediate.intermediate_act_fn, layer.output.dense, layer.output.LayerNorm,
