@@ -117,9 +117,11 @@ def test_folders_that_are_not_written_into(tiny_bert, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
-def test_a_wrong_precision_is_named_by_the_flag(tiny_bert, capsys):
+def test_what_is_wrong_is_named_by_its_flag(tiny_bert, capsys):
     run(tiny_bert, "a", "--precision", "fp8", code=2)
     assert "score: precision = 'fp8'; allowed: auto, fp32, bf16" in capsys.readouterr().err
+    run(tiny_bert, "a", "--batch-tokens", 0, code=2)
+    assert "score: --batch-tokens 0; at least 1" in capsys.readouterr().err
 
 
 def test_of_two_into_one_folder_the_second_is_refused_and_takes_nothing(tiny_bert, tmp_path, capsys):

@@ -61,6 +61,8 @@ def score(
     """
     if not text and not data:
         raise TaskError("there is no text to score; give one, such as 'The nurse is here.', or --data FILE ('-' is standard input)")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise TaskError(f"--batch-tokens {batch_tokens}; at least 1")
     from ..evaluate.pll import Scorer, Totals
 
     _check(output)
