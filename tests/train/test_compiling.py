@@ -25,8 +25,10 @@ def test_compiled_layers_give_the_same_gradients(make_model, make_loader):
     for batch, (loss, grads) in zip(batches, plain, strict=True):
         compiled_loss, compiled = gradients(model, batch)
         assert compiled_loss == pytest.approx(loss, rel=1e-5)
+        # beside the largest gradient: what cancels out in one keeps the rounding of what it is made of
+        largest = max(float(grad.abs().max()) for grad in grads)
         for left, right in zip(compiled, grads, strict=True):
-            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=3e-5 * largest)
 
 
 def test_on_a_cpu_nothing_is_compiled_unless_asked(make_model):
