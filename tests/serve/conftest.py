@@ -41,15 +41,15 @@ class Service:
         """Return status and answer."""
         return self.ask("POST", path, body, **headers)
 
-    def raw(self, data: bytes, *, seconds: float = 20.0, finish: bool = False) -> bytes:
-        """Return everything that comes back for bytes until the service hangs up; `finish` says that no more will come."""
+    def raw(self, *data: bytes, seconds: float = 20.0) -> bytes:
+        """Return everything that comes back for bytes until the service hangs up; each but the first are sent when something came back."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
-            connection.sendall(data)
-            if finish:
-                connection.shutdown(socket.SHUT_WR)
-            parts = []
+            connection.sendall(data[0])
+            parts, rest = [], list(data[1:])
             while part := connection.recv(65536):
                 parts.append(part)
+                if rest:
+                    connection.sendall(rest.pop(0))
         return b"".join(parts)
 
     def stop(self) -> None:
@@ -70,7 +70,7 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
         answer = connection.getresponse()
         raw = answer.read()
         found = {name.lower(): value for name, value in answer.getheaders()}
-        return answer.status, found, json.loads(raw) if found.get("content-type") == "application/json" else raw
+        return answer.status, found, json.loads(raw) if raw and found.get("content-type") == "application/json" else raw
     finally:
         connection.close()
 

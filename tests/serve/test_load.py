@@ -40,15 +40,15 @@ def requests(sentences: list[str]) -> list[tuple[str, dict]]:
     return made
 
 
-def same(one, other) -> bool:
-    """Return whether two answers are equal, numbers up to rounding."""
+def difference(one, other, where: str = "") -> str | None:
+    """Return where two answers differ, numbers by more than rounding; None where they do not."""
     if isinstance(one, float) and isinstance(other, float):
-        return one == pytest.approx(other, rel=1e-4, abs=1e-6)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return one == other
+        return None if one == pytest.approx(other, rel=1e-4, abs=1e-6) else f"{where}: {one} and {other}"
+    if isinstance(one, (list, dict)) and type(one) is type(other) and len(one) == len(other):
+        pairs = enumerate(one) if isinstance(one, list) else one.items()
+        found = (difference(value, other[key] if isinstance(other, list) else other.get(key), f"{where}/{key}") for key, value in pairs)
+        return next((text for text in found if text), None)
+    return None if one == other else f"{where}: {one} and {other}"
 
 
 def test_every_answer_is_the_answer_of_a_single_request(service, sentences_file):
@@ -59,8 +59,8 @@ def test_every_answer_is_the_answer_of_a_single_request(service, sentences_file)
     random.Random(1).shuffle(order)
     with ThreadPoolExecutor(32) as pool:
         together = dict(zip(order, pool.map(lambda number: service.post(*asked[number]), order), strict=True))
-    wrong = [number for number in order if not same(alone[number], together[number])]
-    assert not wrong, (asked[wrong[0]], alone[wrong[0]], together[wrong[0]])
+    wrong = {number: text for number in order if (text := difference(alone[number][1], together[number][1]))}
+    assert not wrong
     # they did run together
     turns = service.ask("GET", "/metrics")[1].decode().splitlines()
     counts = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in turns if line.startswith("unmask_turn_requests_")}

@@ -16,6 +16,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from .. import __version__
 from ..errors import RunError, UnmaskError
@@ -127,11 +128,18 @@ def _errors(app: FastAPI) -> None:
             return Json({"error": str(error)}, 422)
         if isinstance(error, HTTPException):
             said = {404: "there is nothing at this address; /docs lists what there is", 405: "this address takes another method"}
-            return Json({"error": said.get(error.status_code, str(error.detail))}, error.status_code, dict(error.headers or {}))
+            headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else dict(error.headers or {})
+            return Json({"error": said.get(error.status_code, str(error.detail))}, error.status_code, headers)
         return Json({"error": "something went wrong here, not with the request; the server's log says what"}, 500)
 
     for kind in (UnmaskError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that an address takes; the framework tells those of the first route only."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 def _state(app: FastAPI, models: Models, metrics: Metrics) -> None:
@@ -288,8 +296,7 @@ def _tokens(running: Any, text: str, special: bool) -> dict[str, Any]:
 def _reload(app: FastAPI, models: Models, *, keyed: bool) -> None:
     forbidden = {403: {"model": schema.ErrorBody, "description": "The service has no key."}}
 
-    @app.post("/models/{name}/reload", tags=["models"], response_model=schema.ModelInfo, responses=ERRORS | forbidden,
-              openapi_extra=_body(schema.Nothing, required=False))  # fmt: skip
+    @app.post("/models/{name}/reload", tags=["models"], response_model=schema.ModelInfo, responses=ERRORS | forbidden)
     async def reload(name: str) -> Response:
         """Load a model's folder anew; the one that serves goes on until it is there. Only where the service has a key."""
         if not keyed:
@@ -301,10 +308,10 @@ def _reload(app: FastAPI, models: Models, *, keyed: bool) -> None:
         return Json(model.info())
 
 
-def _body(*bodies: type[BaseModel], required: bool = True) -> dict[str, Any]:
+def _body(*bodies: type[BaseModel]) -> dict[str, Any]:
     refs = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
     schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _describe(app: FastAPI) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Texts = Annotated[list[str], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -30,11 +31,11 @@ class FillParameters(Body):
     """
 
     top_k: Count | None = None
-    targets: Annotated[list[str], Field(min_length=1)] | Annotated[list[list[str]], Field(min_length=1)] | None = None
+    targets: Texts | Annotated[list[Texts], Field(min_length=1)] | None = None
     renormalize: bool = False
     whole_words: bool = False
     no_subwords: bool = False
-    vocabulary: Annotated[list[str], Field(min_length=1)] | None = None
+    vocabulary: Texts | None = None
 
 
 class FillRequest(Body):
@@ -42,7 +43,7 @@ class FillRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The [MASK] is playing.", "parameters": {"top_k": 3}}]})
 
-    inputs: str | list[str]
+    inputs: str | Texts
     parameters: FillParameters | None = None
     options: dict[str, Any] | None = None  # of the inference API (wait_for_model ...): there is nothing here that they would change
 
@@ -82,7 +83,7 @@ class ClassifyParameters(Body):
 class ClassifyRequest(Body):
     """Texts to be classified."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     parameters: ClassifyParameters | None = None
     options: dict[str, Any] | None = None
 
@@ -105,7 +106,7 @@ class TagParameters(Body):
 class TagRequest(Body):
     """Texts in which entities are to be found."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     parameters: TagParameters | None = None
     options: dict[str, Any] | None = None
 
@@ -142,7 +143,7 @@ class AnswerParameters(Body):
 class AnswerRequest(Body):
     """A question, or several."""
 
-    inputs: Asked | list[Asked]
+    inputs: Asked | Annotated[list[Asked], Field(min_length=1)]
     parameters: AnswerParameters | None = None
     options: dict[str, Any] | None = None
 
@@ -172,7 +173,7 @@ class ScoreRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The orchestra is playing."}]})
 
-    inputs: str | list[str]
+    inputs: str | Texts
     parameters: ScoreParameters | None = None
     model: str | None = None
 
@@ -182,7 +183,7 @@ class TokenizeRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": "The orchestra is playing."}]})
 
-    inputs: str | list[str]
+    inputs: str | Texts
     add_special_tokens: bool = True
     model: str | None = None
 
@@ -205,10 +206,6 @@ class Tokenized(BaseModel):
     truncated: bool
 
 
-class Nothing(Body):
-    """An empty body."""
-
-
 # of our own page
 
 
@@ -218,7 +215,7 @@ class PageFill(Body):
     text: str
     model: str | None = None
     top_k: Count = 5
-    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    targets: Texts | None = None
 
 
 class PageText(Body):
@@ -314,5 +311,5 @@ class ErrorBody(BaseModel):
 
 
 BODIES: Sequence[type[BaseModel]] = (
-    FillRequest, ClassifyRequest, TagRequest, AnswerRequest, ScoreRequest, TokenizeRequest, Nothing, PageFill, PageText,
+    FillRequest, ClassifyRequest, TagRequest, AnswerRequest, ScoreRequest, TokenizeRequest, PageFill, PageText,
 )  # fmt: skip

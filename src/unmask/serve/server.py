@@ -96,7 +96,7 @@ def make_server(app: FastAPI, *, drain_seconds: int = 60) -> Server:
     """Return a server that, told to end, answers what it has accepted for at most `drain_seconds`."""
     config = uvicorn.Config(
         app, http=Connection, ws="none", lifespan="on", log_config=None, access_log=False, proxy_headers=False, server_header=False,
-        timeout_keep_alive=75, timeout_graceful_shutdown=drain_seconds, h11_max_incomplete_event_size=2**16,
+        timeout_keep_alive=30, timeout_graceful_shutdown=drain_seconds, h11_max_incomplete_event_size=2**16,
     )  # fmt: skip
     return Server(config)
 

@@ -57,8 +57,6 @@ def inputs_of(given: Any, limits: Limits) -> tuple[list[Any], bool]:
     Raises: Refused.
     """
     inputs = given if isinstance(given, list) else [given]
-    if not inputs:
-        raise Refused(422, "there is nothing in inputs; give a text, or a list of them")
     if len(inputs) > limits.max_inputs:
         raise Refused(413, f"{len(inputs):,} inputs in one request; at most {limits.max_inputs:,}: send several requests")
     return inputs, not isinstance(given, list)
@@ -114,16 +112,24 @@ def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list
             results = list(fill_targets(filler, pairs))
         else:
             first = pairs[0][1]
-            results = filler.fill(
+            found = filler.fill(
                 [text for text, _ in pairs], top_k=max(chosen.top_k for _, chosen in pairs), independent=True,
                 whole_words=first.whole_words, no_subwords=first.no_subwords, vocabulary=first.vocabulary,
             )  # fmt: skip
+            results = [_cut(result, chosen.top_k) for result, (_, chosen) in zip(found, pairs, strict=True)]
         start = 0
         for number in members:
             count = len(works[number].inputs)
             outcomes[number] = results[start : start + count]
             start += count
     return outcomes
+
+
+def _cut(result: Filled, top_k: int) -> Filled:
+    """Return a result with the candidates that its request asked for; another that ran with it may have asked for more."""
+    return (
+        replace(result, masks=tuple(mask[:top_k] for mask in result.masks)) if any(len(mask) > top_k for mask in result.masks) else result
+    )
 
 
 def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
