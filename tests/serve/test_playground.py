@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -22,34 +23,6 @@ pytestmark = [
 ]
 expect = api.expect
 TEXT = "The nurse watches the doctor in the garden today."
-
-
-@contextlib.contextmanager
-def serving(paths, **options):
-    """Yield the address of the service of some models."""
-    from unmask.serve.app import create_app
-
-    with running(create_app(paths, precision="fp32", device="cpu", **options)) as address:
-        yield address
-
-
-@contextlib.contextmanager
-def running(app):
-    """Yield the address of an app on a free port, which ends with the block."""
-    from unmask.serve.limits import Limits
-    from unmask.serve.metrics import Metrics
-    from unmask.serve.server import listen, make_server
-
-    if not hasattr(app.state, "limits"):
-        app.state.limits, app.state.metrics = Limits(), Metrics()
-    sock = listen("127.0.0.1", 0)
-    server = make_server(app, drain_seconds=1)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(20)
-    sock.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +43,22 @@ def models(tiny_bert, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def service(models):
-    with serving(models) as address:
-        yield address
+def fillers(models):
+    """The same models, loaded here: before the service loads its own, because transformers cannot load two at a time."""
+    from unmask import Filler
+
+    return {name: Filler.load(path, device="cpu") for name, path in models.items()}
 
 
 @pytest.fixture(scope="module")
-def filler(models):
-    from unmask import Filler
+def filler(fillers):
+    return fillers["tiny"]
 
-    return Filler.load(models["tiny"], device="cpu")
+
+@pytest.fixture(scope="module")
+def service(models, fillers, serving):
+    with serving(models, preload=True) as service:
+        yield f"{service.url}/"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +76,7 @@ def visit(browser, service):
 
     def visit(text=TEXT, hide="4", *, address=service, view=None, width=1280, height=860, ready=True, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(90_000)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: request.url.startswith(address) or wrong.append(f"asked for {request.url}"))
@@ -109,10 +88,10 @@ def visit(browser, service):
         query = page.evaluate("given => String(new URLSearchParams(given))", given)
         page.goto(f"{address}#{query}")
         if ready and hide:
-            expect(page.locator(".list:not(.stale) .row:not(.none)").first).to_be_visible(timeout=15_000)
+            expect(page.locator(".list:not(.stale) .row:not(.none)").first).to_be_visible()
         return page
 
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=90_000)
     yield visit
     for context in contexts:
         context.close()
@@ -250,30 +229,27 @@ def test_a_late_answer_is_not_shown(visit, filler):
     assert [candidates(page, 0), candidates(page, 1)] == [best(filler, both, 0), best(filler, both, 1)]
 
 
-def test_two_models_are_compared(visit, filler, models):
-    from unmask import Filler
-
+def test_two_models_are_compared(visit, fillers):
     page = visit()
     page.get_by_role("button", name="Compare").click()
     masked = TEXT.replace("nurse", "[MASK]")
-    near = Filler.load(models["near"], device="cpu")
-    one, other = best(filler, masked), best(near, masked)
+    one, other = (best(filler, masked) for filler in fillers.values())
     assert [candidates(page, 0, 0), candidates(page, 0, 1)] == [one, other]
     both = set(one) & set(other)
     assert 0 < len(both) < 9
     assert set(page.locator(".agreed .word-of b").all_text_contents()) == both
     expect(page.locator(".common")).to_have_text(f"● in both: {len(both)} of 9")
     page.keyboard.press("Shift+Digit2")
-    assert sentence(page) == filled(near, masked, 1)
+    assert sentence(page) == filled(fillers["near"], masked, 1)
 
 
-def test_surprisal(visit, models):
-    from unmask import score
+def test_surprisal(visit, filler):
+    from unmask import Scorer
 
     text = "😀 The nurse watches the elephant in the garden."
     page = visit(text, "", view="surprisal")
     tokens = page.locator("#read .token")
-    scored = score(models["tiny"], text)
+    (scored,) = Scorer(filler.engine.model, filler.tokenizer).score([text])
     expect(tokens).to_have_count(len(scored.tokens))
     assert page.locator("#read").text_content() == text
     expect(page.locator(".figures dd").first).to_contain_text(re.compile(rf"^{scored.pseudo_perplexity:,.0f}\D"))
@@ -397,9 +373,9 @@ def test_a_server_that_is_away_and_comes_back(visit, filler):
     expect(page.locator("#trouble")).to_be_hidden()
 
 
-def test_a_key_is_asked_for_and_kept_out_of_the_address(visit, models):
-    with serving({"tiny": models["tiny"]}, api_key="sesame") as address:
-        page = visit(address=address, ready=False)
+def test_a_key_is_asked_for_and_kept_out_of_the_address(visit, models, serving):
+    with serving({"tiny": models["tiny"]}, api_key="sesame") as service:
+        page = visit(address=f"{service.url}/", ready=False)
         dialog = page.get_by_role("dialog", name="This server wants a key")
         dialog.get_by_label("Key").fill("wrong")
         page.keyboard.press("Enter")
@@ -465,8 +441,13 @@ def tasks(tiny_bert):
 
 
 def test_models_of_other_tasks(visit, tasks):
-    with running(tasks) as address:
-        text = f"😀 {TEXT}"
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(tasks, log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        address, text = f"http://127.0.0.1:{sock.getsockname()[1]}/", f"😀 {TEXT}"
         page = visit(text, "", address=address)
         expect(page.get_by_role("tab")).to_have_text(["Classify", "Entities", "Answer"])
         labels = page.locator(".task .row b")
@@ -489,3 +470,5 @@ def test_models_of_other_tasks(visit, tasks):
         expect(page.locator(".task .row")).to_contain_text("garden")
         page.wait_for_url("**question=Where*")
         assert page.locator("#read").text_content() == text
+        server.should_exit = True
+        thread.join(20)
