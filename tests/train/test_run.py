@@ -276,9 +276,9 @@ def test_a_corpus_whose_bytes_have_changed_is_refused(corpus, tmp_path):
 
 
 def test_a_run_is_worked_on_by_one_process_at_a_time(finished):
-    from unmask.train.session import alone
+    from unmask.data.whole import alone
 
-    with alone(finished.folder), pytest.raises(CheckpointError, match="another process is at work on the run"):
+    with alone(finished.folder), pytest.raises(CheckpointError, match="another process is at work on"):
         unmask.resume(finished.folder)
     assert unmask.resume(finished.folder).step == finished.step
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import torch
 
 from ..data.prefetch import prefetch
+from ..data.whole import alone, whole_file
 from ..errors import CheckpointError
 from ..model.load import save_model
 from ..rng import rng
@@ -61,27 +58,6 @@ def run_session(folder: Path, recipe: RunRecipe, make: Make) -> Run:
             return session.run()
         finally:
             session.log.close()
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the system lets go of it however the process ends.
-
-    Raises: CheckpointError where another process trains in it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"another process is at work on the run in '{folder}'; wait for it, stop it, or choose another folder"
-            ) from None
-        except OSError:  # some network file systems have no locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class Session:
@@ -258,9 +234,5 @@ def tell(text: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
