@@ -26,6 +26,7 @@ _PUBLIC = {
     "doctor": "tasks.doctor",
     "Classifier": "tasks.classify",
     "LabelWords": "tasks.label_words",
+    "Tagger": "tasks.ner",
     "Filler": "tasks.fill",
     "fill": "tasks.fill",
     "evaluate": "evaluate.evaluation",

@@ -13,6 +13,7 @@ from ..train.runlog import LOG, duration
 from .figure import ACCENT, INK, QUIET, draw, reliability_curve, thin
 from .page import cells, numbers, read_json, tables
 from .report_run import read_log
+from .report_task_ner import ner
 
 MOST_LABELS = 30  # of a confusion table; of more, the pairs that are most often confused are listed
 PAIRS, WORST = 20, 24
@@ -281,3 +282,4 @@ def worst(lines: list[dict[str, Any]]) -> str:
 
 
 SECTIONS["classify"] = classify
+SECTIONS["ner"] = ner
