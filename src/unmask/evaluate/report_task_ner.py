@@ -52,7 +52,7 @@ def worst(lines: Sequence[dict[str, Any]]) -> str:
             f'<p class="note">{name}</p><p dir="auto">{marked(line["text"], spans, right, kept)}</p>'
             for name, spans in (("right", gold), ("predicted", said))
         )
-        shown.append(f"<article>{rows}</article>")
+        shown.append(f"<article><div>{rows}</div></article>")
     if not shown:
         return ""
     note = "The most errors first. Green: found as it is in the data. Some of the others may be mistakes of the data."
