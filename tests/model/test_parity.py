@@ -114,6 +114,19 @@ def test_segments_too_long_for_whole_scores(name, small_model, monkeypatch):
     assert_same_gradients(ours, stock, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "eurobert"])
+def test_the_fused_kernel_where_no_gradients_are_wanted(name, small_model, monkeypatch):
+    stock, ours = pair(small_model, name)
+    texts = documents()
+    batch = pack(ours, texts)
+    with torch.no_grad():
+        want, products = plain(stock, texts), forward_packed(ours, batch)
+        monkeypatch.setattr(packed, "FUSED", 20)
+        got = forward_packed(ours, batch)
+    assert not torch.equal(got, products)  # it was another way
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * max(1.0, float(want.abs().max())))
+
+
 def test_the_window_is_felt(small_model):
     stock, ours = pair(small_model, "modernbert")
     texts = documents((60,))

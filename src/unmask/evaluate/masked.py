@@ -128,9 +128,9 @@ def window_length(limit: int | None, wanted: int | None) -> int:
 
 def token_bytes(tokenizer: Any) -> np.ndarray:
     """Return the UTF-8 bytes of each token's text, the space before it and the marks of its vocabulary not counted, (V,) int64."""
-    surfaces = Surfaces(tokenizer)
-    sizes = np.zeros(max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1), np.int64)
-    for token, number in tokenizer.get_vocab().items():
+    surfaces, vocab = Surfaces(tokenizer), tokenizer.get_vocab()
+    sizes = np.zeros(max(len(tokenizer), max(vocab.values()) + 1), np.int64)
+    for token, number in vocab.items():
         if surfaces.kind == "bytes" and number not in surfaces.added:  # a character of such a token is a byte
             sizes[number] = len(token.removeprefix("Ġ")) if token != "Ġ" else 1
         elif surfaces.kind == "metaspace" and len(token) == 6 and token.startswith("<0x"):

@@ -6,6 +6,7 @@ measured on the same masks are drawn the same documents, so that their resamples
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +43,7 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float] |
     return float(low), float(high)
 
 
+@functools.cache
 def expanded(num_documents: int, level: float = LEVEL) -> float:
     """Return which percentiles of resamples make an interval of `level`: of few documents wider ones, as Student's t is wider.
 
