@@ -197,3 +197,47 @@ def test_a_run_that_cannot_begin_leaves_nothing(tiny_bert, tmp_path, labelled, w
         unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run", learning_rat=1)
     with pytest.raises(CheckpointError, match="there is no folder"):
         unmask.finetune("classify", "./nothing", write_csv(tmp_path / "b.csv", labelled(20)), output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(("problem", "labels"), [("single", None), ("multi", None), ("regression", [0.5, 1.5, 2.5])])
+def test_training_is_what_the_stock_model_with_its_own_loss_does(tiny_bert, labelled, write_csv, tmp_path, problem, labels):
+    """The same steps, by hand: the stock class, padded batches, its own loss, torch's AdamW, a linear schedule."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (base / "config.json").write_text(json.dumps(config))
+    names = ["health", "law", "sea"]
+    rows = labelled(64)
+    if labels:
+        rows = [{"text": row["text"], "label": labels[names.index(row["label"])]} for row in rows]
+    path = write_csv(tmp_path / "a.csv", rows)
+    settings = {**SMALL, "learning_rate": 1e-3, "max_steps": 6, "weight_decay": 0.1, "max_grad_norm": 0.5, "problem": problem}
+    run = unmask.finetune("classify", base, path, output=tmp_path / "run", eval_steps=0, warmup_ratio=0.0, **settings)
+
+    objective = task("classify").make(make_recipe("classify", base, path, **settings), tmp_path, say=print)
+    objective.model.save_pretrained(tmp_path / "start")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start").train(), AutoTokenizer.from_pretrained(base)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
+    items = objective.data.train
+    targets = torch.from_numpy(objective.predictor.targets(items))
+    losses = []
+    for step in range(6):
+        epoch, inside = divmod(step, objective.loader.steps_per_epoch())
+        chosen = objective.loader.order(epoch)[inside * 16 : (inside + 1) * 16]
+        batch = tokenizer([items[number].text for number in chosen], padding=True, return_tensors="pt")
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 - (step + 0.5) / 6)
+        loss = model(**batch, labels=targets[chosen]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [record["loss"] for record in records if "event" not in record] == pytest.approx(losses, rel=1e-3, abs=1e-5)

@@ -45,6 +45,10 @@ class LaidOut:
             for layer in self.layers:
                 del layer.forward
 
+    def forget(self) -> None:
+        """Let go of the laid out weights; they are laid out again when they are next used."""
+        self.made.clear()
+
     def _forward(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         parts = [part for part in (layer.weight, layer.bias) if part is not None]
         state = tuple(number for part in parts for number in (part.data_ptr(), -1 if part.is_inference() else part._version))

@@ -231,7 +231,9 @@ class TaskObjective(Objective):
 
     def evaluate(self) -> dict[str, Any]:
         """Return the numbers of the model as it stands."""
-        return point(self.predictor.score(self.data.dev, self.results(self.predictor)), len(self.data.dev))
+        scores = self.predictor.score(self.data.dev, self.results(self.predictor))
+        self.predictor.engine.backend.forget()  # the next steps change the weights
+        return point(scores, len(self.data.dev))
 
     def rank(self, metrics: dict[str, Any]) -> float:
         """Return the number of `best`, the lower the better."""

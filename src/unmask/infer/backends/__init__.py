@@ -42,6 +42,9 @@ class Backend(ABC):
         """Return whether an error of `forward` says that memory ran out."""
         return isinstance(error, MemoryError)
 
+    def forget(self) -> None:  # noqa: B027  (most have made nothing)
+        """Let go of what was made of the model's weights: they are about to change, and an optimizer's kernels do that unseen."""
+
     def release(self) -> None:  # noqa: B027  (most have nothing to give)
         """Give back what memory can be given back, after a pass that did not fit."""
 

@@ -94,6 +94,11 @@ class TorchBackend(Backend):
         """Return whether an error says that memory ran out, on whatever device."""
         return is_out_of_memory(error)
 
+    def forget(self) -> None:
+        """Let go of the laid out weights."""
+        if self.laid_out is not None:
+            self.laid_out.forget()
+
     def release(self) -> None:
         """Give what the failed pass held back to the device."""
         gc.collect()
