@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unmask.errors import DataError
-from unmask.tasks.classify_data import TextItem, balanced_weights, check, in_order, label_text, problem_of, read_items
+from unmask.tasks.classify_data import TextItem, balanced_weights, check, in_order, label_text, named, parted, problem_of, read_items
 from unmask.tasks.findings import Findings
 from unmask.tasks.recipe import TaskData
 
@@ -98,9 +98,10 @@ def test_columns_are_found_named_or_asked_for(tmp_path, write_csv):
 
 def test_names_of_numbered_labels(tmp_path):
     path = tmp_path / "a.tsv"
-    path.write_text("a\t1\nb\t2\n", encoding="utf-8")
-    items, findings = read_items([path], TaskData(), names=["no", "yes"])
-    assert [item.label for item in items] == [("yes",)] and codes(findings) == {"no_such_number": 1}
+    path.write_text("a\t1\nb\t2\nc\t1,0\n", encoding="utf-8")
+    items, findings = read(path)
+    items = named(parted(items, ","), ["no", "yes"], findings)
+    assert [item.label for item in items] == [("yes",), ("yes", "no")] and codes(findings) == {"no_such_number": 1}
 
 
 def test_duplicates_conflicts_and_leaks():

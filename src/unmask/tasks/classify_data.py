@@ -51,12 +51,9 @@ class Columns:
         return ", ".join(f"{role} in column '{name}'" for role, name in parts.items() if name is not None)
 
 
-def read_items(
-    sources: Sequence[str | Path] | str | Path, data: TaskData, *, labelled: bool = True, names: Sequence[str] | None = None
-) -> tuple[list[TextItem], Findings]:
+def read_items(sources: Sequence[str | Path] | str | Path, data: TaskData, *, labelled: bool = True) -> tuple[list[TextItem], Findings]:
     """Return the items of files that can be used, and what is wrong with the others.
 
-    `names` are those of labels that stand as numbers from 0 in the files.
     Raises: DataError for files that cannot be read, or whose columns cannot be found.
     """
     findings = Findings()
@@ -71,7 +68,7 @@ def read_items(
         if path not in columns:
             columns[path] = find_columns(row, data, labelled=labelled)
             findings.add("note", f"columns:{columns[path]}", f"read: {columns[path]}", count=0)
-        item = _item(row, columns[path], findings, kinds, labelled=labelled, names=names)
+        item = _item(row, columns[path], findings, kinds, labelled=labelled)
         if item is not None:
             items.append(item)
     mixed = sorted(label for label, seen in kinds.items() if len(seen) > 1)
@@ -108,9 +105,7 @@ def find_columns(row: Row, data: TaskData, *, labelled: bool) -> Columns:
     return Columns(text, label, pair, next((name for name in (*IDS, *(["2"] if bare else [])) if name in has and name != pair), None))
 
 
-def _item(
-    row: Row, columns: Columns, findings: Findings, kinds: dict[str, set[str]], *, labelled: bool, names: Sequence[str] | None
-) -> TextItem | None:
+def _item(row: Row, columns: Columns, findings: Findings, kinds: dict[str, set[str]], *, labelled: bool) -> TextItem | None:
     texts = []
     for column in (columns.text, columns.pair):
         if column is None:
@@ -129,14 +124,14 @@ def _item(
     label: tuple[str, ...] | None = None
     if columns.label is not None:
         raw = row.values.get(columns.label)
-        label = _labels(raw, row.where, findings, kinds, names)
+        label = _labels(raw, row.where, findings, kinds)
         if label is None and labelled:
             return None
     name = row.values.get(columns.id) if columns.id is not None else None
     return TextItem(texts[0], texts[1] if len(texts) > 1 else None, label, row.where if name is None else str(name), row.where)
 
 
-def _labels(raw: Any, where: str, findings: Findings, kinds: dict[str, set[str]], names: Sequence[str] | None) -> tuple[str, ...] | None:
+def _labels(raw: Any, where: str, findings: Findings, kinds: dict[str, set[str]]) -> tuple[str, ...] | None:
     """Return the labels of a row as text, None (and a finding) where there are none."""
     several = isinstance(raw, (list, tuple))
     found = []
@@ -146,14 +141,9 @@ def _labels(raw: Any, where: str, findings: Findings, kinds: dict[str, set[str]]
             findings.add("error", "no_label", "there is no label (empty, null or NaN)", where)
             return None
         kinds.setdefault(text, set()).add("text" if isinstance(value, str) else "number")
-        if names is not None:
-            if not text.isdigit() or int(text) >= len(names):
-                findings.add("error", "no_such_number", f"label is not a number from 0 to {len(names) - 1}, as label_names asks for", where)
-                return None
-            text = names[int(text)]
         found.append(text)
     if several and not found:
-        return ("",) if names is None else ()  # an empty list: a text of which no label holds
+        return ("",)  # an empty list: a text of which no label holds
     return tuple(dict.fromkeys(found))
 
 
@@ -211,6 +201,19 @@ def number(text: str) -> float | None:
 def parted(items: Iterable[TextItem], separator: str | None) -> list[TextItem]:
     """Return items with labels that stand in one field taken apart, and without the empty one that says that none holds."""
     return [item if item.label is None else replace(item, label=apart(item.label, separator)) for item in items]
+
+
+def named(items: Iterable[TextItem], names: Sequence[str], findings: Findings) -> list[TextItem]:
+    """Return items whose labels, numbers from 0, have got their names; one with another label is left out, and a finding."""
+    known = {str(place): name for place, name in enumerate(names)}
+    found = []
+    for item in items:
+        if set(item.label or ()) <= known.keys():
+            found.append(replace(item, label=None if item.label is None else tuple(known[label] for label in item.label)))
+        else:
+            text = f"label is not a number from 0 to {len(names) - 1}, as label_names asks for"
+            findings.add("error", "no_such_number", text, item.where)
+    return found
 
 
 def apart(label: tuple[str, ...], separator: str | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from . import tuning
 from .classify import PROBLEMS, Classified, Classifier
-from .classify_data import TextItem, balance, balanced_weights, check, in_order, number, parted, problem_of, read_items, read_names
+from .classify_data import TextItem, balance, balanced_weights, check, in_order, named, number, parted, problem_of, read_items, read_names
 from .findings import Findings
 from .objective import Data, Spec, TaskObjective
 from .predictor import Predictor
@@ -61,7 +61,7 @@ class ClassifyObjective(TaskObjective):
     @classmethod
     def read(cls, sources: Sequence[str], data: TaskData, options: ClassifyOptions) -> tuple[list[TextItem], Findings]:
         """Return the labelled texts of files."""
-        return read_items(sources, data, names=None if options.label_names is None else read_names(options.label_names))
+        return read_items(sources, data)
 
     @classmethod
     def read_for(cls, predictor: Classifier, data: TaskData) -> tuple[list[TextItem], Findings]:
@@ -114,7 +114,10 @@ class ClassifyObjective(TaskObjective):
             for part in (train, dev):
                 drop(part, lambda item: len(item.label or ()) != 1, findings, "not_one_label",
                      "text has several labels or none, where problem = single asks for one")  # fmt: skip
-        names = read_names(options.label_names) if options.label_names is not None else None
+        names = None
+        if options.label_names is not None:
+            names = read_names(options.label_names)
+            train[:], dev[:] = named(train, names, findings), named(dev, names, findings)
         trained = {label for item in train for label in item.label or ()}
         seen = trained if given_dev else trained | {label for item in dev for label in item.label or ()}
         if len(trained) < (2 if problem == "single" else 1):
