@@ -19,7 +19,8 @@ from unmask.export import exporting, gate
 from unmask.export.gate import Row, faults
 from unmask.infer.backends import open_export
 from unmask.infer.measure import Agreement
-from unmask.model.load import load_model
+from unmask.model.load import load_model, save_model
+from unmask.model.new_head import with_new_head
 
 
 def run(args, capsys):
@@ -45,15 +46,19 @@ def test_an_export_is_whole(exported, tiny_bert):
     assert str(tiny_bert.parent) not in json.dumps(report) + (exported.folder / "README.md").read_text()
 
 
-def test_the_readme_runs(exported):
-    """Its Python code, in the folder, without torch."""
-    readme = (exported.folder / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
-    assert len(blocks) == 2 and "| onnx fp32 |" in readme
+def check_readme(folder, number):
+    """Run the Python code of a folder's README, in the folder, without torch."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    assert len(blocks) == number
     for block in blocks:
         code = f"{block}\nimport sys\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], cwd=exported.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def test_the_readme_runs(exported):
+    check_readme(exported.folder, 2)
+    assert "| onnx fp32 |" in (exported.folder / "README.md").read_text()
 
 
 def test_the_command(tiny_bert, tmp_path, capsys):
@@ -65,6 +70,25 @@ def test_the_command(tiny_bert, tmp_path, capsys):
     assert code == 2 and "is an exported model already" in err
     code, out, _ = run(["fill", tmp_path / "made", "The [MASK] treats the nurse."], capsys)
     assert code == 0 and len(out.splitlines()) == 6
+
+
+def test_a_model_for_a_task(tiny_bert, tmp_path, capsys):
+    model = with_new_head(tiny_bert, "sequence_classification", labels=["good", "bad"], seed=0)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    save_model(model, load_tokenizer(tiny_bert), tmp_path / "model")
+    code, _, err = run(["export", tmp_path / "model", "-o", tmp_path / "made"], capsys)
+    assert code == 0, err
+    report = json.loads((tmp_path / "made" / "export.json").read_text())
+    assert report["head"] == "ForSequenceClassification" and report["parity"]["num_rows"] == 65
+    texts = ["The nurse treats the patient.", "A judge is late. " * 60]
+    one, other = (unmask.Classifier.load(tmp_path / name).predict(texts) for name in ("model", "made"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a.logits, b.logits, atol=1e-4)
+        assert a.label == b.label and a.windows == b.windows
+    check_readme(tmp_path / "made", 2)
+    with pytest.raises(ConfigError, match="int8 is measured on masked tokens, and .* is a BertForSequenceClassification"):
+        unmask.export(tmp_path / "model", tmp_path / "small", int8=True, data=tmp_path / "made" / "README.md")
 
 
 @pytest.mark.parametrize(

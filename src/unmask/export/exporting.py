@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ from ..infer.backends import is_export, open_export
 from ..infer.backends.onnx import MODEL
 from ..infer.engine import Engine
 from ..infer.measure import agreement, drawn
-from ..model.load import check_fit, load_model
+from ..model.heads import reads_texts
+from ..model.load import HEADS, check_fit, load_model
+from ..tasks.kinds import TASKS, task_of
 from ..train.card import shown
 from ..train.runlog import cpu_name
 from . import gate
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 REPORT = "export.json"
 FORMATS = ("onnx",)
+MASKED = "ForMaskedLM"
 MAX_DROP, MAX_TOKENS = 0.005, 50_000
 # of the processor, that int8 is fast or slow by
 INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm"}
@@ -61,11 +64,11 @@ def export(
     log: Callable[[str], None] = lambda line: None,
     **reading: Any,
 ) -> Exported:
-    """Write a masked language model into a new folder as an ONNX file, once it gives the answers of the model it was made from.
+    """Write a model into a new folder as an ONNX file, once it gives the answers of the model it was made from.
 
-    `int8` is measured on `data` (what `read` takes, or a packed corpus; of a run, by default its own held-out text), at most `max_tokens`
-    of it, and refused where it loses more than `max_drop` of the masked accuracy or is not faster than fp32 with torch and with ONNX
-    Runtime. `log` is told how far it is. The rest goes to `read`.
+    It is a masked language model, or one that is fine-tuned for a task (in fp32). `int8` is measured on `data` (what `read` takes, or a
+    packed corpus; of a run, by default its own held-out text), at most `max_tokens` of it, and refused where it loses more than `max_drop`
+    of the masked accuracy or is not faster than fp32 with torch and with ONNX Runtime. `log` is told how far it is; the rest is for `read`.
     Raises: GateError, with what was measured; CheckpointError, ConfigError, DataError, MissingExtra, RunError.
     """
     if to not in FORMATS:
@@ -83,6 +86,10 @@ def export(
         raise ConfigError("int8 is measured on your text before it may be used: name some, --data FILES; or export in fp32")
     name, loaded, tokenizer = _load(model, tokenizer)
     text = None if data is None else open_text(data, tokenizer, max_tokens=max_tokens, **reading)
+    if int8 and not type(loaded).__name__.endswith(MASKED):
+        raise ConfigError(
+            f"int8 is measured on masked tokens, and '{name}' is a {type(loaded).__name__}: what it loses cannot be said; export it in fp32"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # beside the folder, so that it comes to be in one step, whole
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as work:
@@ -104,7 +111,9 @@ def _load(model: Any, tokenizer: Any) -> tuple[str, PreTrainedModel, Any]:
         raise CheckpointError(f"'{model}' is an exported model already; name the model that it was made from")
     if not hasattr(tokenizer, "get_vocab"):
         tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer)
-    return str(model), load_model(folder, tokenizer=tokenizer), tokenizer
+    kind = TASKS.get(task_of(folder) or "", MASKED)
+    head: Any = next(head for head, (auto, *_) in HEADS.items() if auto.endswith(kind))
+    return str(model), load_model(folder, head=head, tokenizer=tokenizer), tokenizer
 
 
 def _make(
@@ -127,6 +136,8 @@ def _make(
     else:
         requests = gate.sequences(text, length)
         report |= {"text": f"{len(text.order):,} documents of {text.num_tokens:,} tokens", "num_tokens": text.num_tokens}
+    if reads_texts(model):
+        requests = [replace(one, positions=[0], labels=None) for one in requests]
 
     def add(precision: str) -> Path:
         made = export_model(model, tokenizer, work / precision, int8=precision == "int8")
@@ -141,11 +152,11 @@ def _make(
     first, second = engines.values()
     parity = agreement(first, second, requests)
     report |= {"parity": parity.to_dict(), "tolerance": {"max_difference": gate.TOLERANCE, "same_top_1": gate.SAME}}
-    log(f"the same most probable token at {parity.same_top_1:.2%} of {parity.num_rows:,} masks, {parity.max_difference:.1e} apart at most")
+    log(f"the same answer at {parity.same_top_1:.2%} of {parity.num_rows:,} places, {parity.max_difference:.1e} apart at most")
     if not gate.holds(parity):
         raise GateError(
-            f"the exported model does not give the answers of '{name}', so nothing was written: the same most probable token at "
-            f"{parity.same_top_1:.2%} of {parity.num_rows:,} masks, largest difference {parity.max_difference:.2g} of logits up to "
+            f"the exported model does not give the answers of '{name}', so nothing was written: the same answer at "
+            f"{parity.same_top_1:.2%} of {parity.num_rows:,} places, largest difference {parity.max_difference:.2g} of logits up to "
             f"{parity.max_logit:.3g}; allowed: {gate.SAME:.1%}, and {gate.TOLERANCE:g} of the largest logit"
         )
     found = None

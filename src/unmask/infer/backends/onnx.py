@@ -52,6 +52,8 @@ class OnnxBackend(Backend):
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # plans are made for shapes, and these vary
+        # threads that wait for work in a loop hold up torch's, or those of another session, once a pass is over
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = runtime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has a class of its own for each way to fail
