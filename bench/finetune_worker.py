@@ -1,0 +1,107 @@
+"""One side of bench/finetune.py: trains for as many seconds as it is told, counts examples, and waits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH, MAX_LENGTH, RATE = 32, 128, 2e-5
+SIDES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "tuned": {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"},
+}
+
+
+class Turns:
+    """Answers after as many seconds as it was told, and waits for the next request."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.wait()
+
+    def wait(self) -> None:
+        line = sys.stdin.readline().strip()
+        if not line or line == "stop":
+            sys.exit(0)
+        self.begin, self.seconds, self.examples = time.perf_counter(), float(line), 0
+
+    def step(self, examples: int) -> None:
+        self.examples += examples
+        spent = time.perf_counter() - self.begin
+        if spent >= self.seconds:
+            print(json.dumps({"seconds": spent, "examples": self.examples}), flush=True)
+            self.wait()
+
+
+def ours(task: str, model: str, data: str, work: str) -> None:
+    """Train with Unmask's loop on its own batches."""
+    from unmask.data.prefetch import prefetch
+    from unmask.tasks.finetune import make_recipe
+    from unmask.tasks.kinds import task as objective_of
+    from unmask.train import optim
+    from unmask.train.loop import TrainState, train
+
+    recipe = make_recipe(
+        task,
+        model,
+        data,
+        max_steps=1_000_000,
+        batch_size=BATCH,
+        max_length=MAX_LENGTH,
+        learning_rate=RATE,
+        weight_decay=0.0,
+        warmup_ratio=0.0,
+    )
+    folder = Path(work) / "unmask"
+    folder.mkdir(exist_ok=True)
+    objective = objective_of(task).make(recipe, folder, say=lambda text: None)
+    state = TrainState(objective.model, optim.build(objective.model, objective.recipe.optim), objective.loader.steps_per_epoch())
+    turns = Turns()
+    with prefetch(objective.loader) as batches:
+        train(state, batches, objective.loss_sum, objective.recipe, lambda state, step: turns.step(round(step.num_labels)), objective.count)
+
+
+def stock(task: str, side: str, model: str, data: str, work: str) -> None:
+    """Train with the stock Trainer, as `side` says."""
+    from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    net, rows, collator = globals()[f"stock_{task}"](tokenizer, model, data, side)
+
+    class Stepwise(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.turns = Turns()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.turns.step(BATCH)
+
+    arguments = TrainingArguments(
+        output_dir=str(Path(work) / side), use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        max_steps=1_000_000, per_device_train_batch_size=BATCH, learning_rate=RATE, dataloader_drop_last=True, **SIDES[side],
+    )  # fmt: skip
+    Trainer(model=net, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[Stepwise()]).train()
+
+
+def stock_classify(tokenizer, model: str, data: str, side: str) -> tuple[Any, Any, Any]:
+    """Return the model, the dataset and the collator of the text-classification example."""
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, default_data_collator
+
+    padding: Any = "max_length" if side == "default" else False
+    rows = []
+    for line in Path(data).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        encoded = tokenizer(row["text"], padding=padding, truncation=True, max_length=MAX_LENGTH)
+        rows.append({**encoded, "labels": int(row["label"] == "yes")})
+    net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    return net, rows, default_data_collator if side == "default" else DataCollatorWithPadding(tokenizer)
+
+
+if __name__ == "__main__":
+    task, side, model, data, work = sys.argv[1:]
+    if side == "unmask":
+        ours(task, model, data, work)
+    else:
+        stock(task, side, model, data, work)
