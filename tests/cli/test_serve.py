@@ -19,6 +19,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the extra `serve`")
 
+from unmask.cli import main
+
 TEXT = "The nurse watches the [MASK] in the garden."
 
 
@@ -102,26 +104,21 @@ def _until_in_flight(running: Process, number: int, key: dict) -> None:
         time.sleep(0.005)
 
 
-def run(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "unmask", "serve", *args], capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_what_cannot_be_served_is_said_at_the_start(tiny_bert, tmp_path):
-    taken = socket.create_server(("127.0.0.1", 0))
-    port = str(taken.getsockname()[1])
-    for args, said in (
-        (["./nowhere"], "there is no folder './nowhere'"),
-        ([str(tmp_path)], "no config.json"),
-        ([str(tiny_bert), str(tiny_bert)], "two models of the name 'tiny-bert'"),
-        ([f"a/b={tiny_bert}"], "cannot be a model's name"),
-        ([str(tiny_bert), "--port", port], "cannot be used"),
-        ([str(tiny_bert), "--precision", "fp8"], "--precision fp8; allowed"),
-        ([str(tiny_bert), "--max-concurrent", "0"], "max_concurrent = 0"),
-        ([str(tiny_bert), "--api-key", ""], "--api-key is empty"),
-    ):
-        done = run(*args)
-        assert (done.returncode, said in done.stderr) == (2, True), (args, done.stderr)
-    taken.close()
+def test_what_cannot_be_served_is_said_at_the_start(tiny_bert, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for args, said in (
+            (["./nowhere"], "there is no folder './nowhere'"),
+            ([str(tmp_path)], "no config.json"),
+            ([str(tiny_bert), str(tiny_bert)], "two models of the name 'tiny-bert'"),
+            ([f"a/b={tiny_bert}"], "cannot be a model's name"),
+            ([str(tiny_bert), "--port", str(taken.getsockname()[1])], "cannot be used"),
+            ([str(tiny_bert), "--precision", "fp8"], "--precision fp8; allowed"),
+            ([str(tiny_bert), "--max-concurrent", "0"], "max_concurrent = 0"),
+            ([str(tiny_bert), "--api-key", ""], "--api-key is empty"),
+        ):
+            with pytest.raises(SystemExit) as exit:
+                main(["serve", *args])
+            assert (exit.value.code, said in capsys.readouterr().err) == (2, True), args
 
 
 def test_an_open_address_without_a_key_is_warned_of(tiny_bert):

@@ -177,3 +177,39 @@ def test_the_docs_ask_no_other_server(service):
     assert all(path in text for path in spec["paths"])
     refs = set(re.findall(r'"#/components/schemas/(\w+)"', str(spec).replace("'", '"')))
     assert refs and refs <= set(spec["components"]["schemas"])
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bert, tmp_path_factory):
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "classifier"
+    names = {0: "farm", 1: "court", 2: "sea"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        config = BertConfig.from_pretrained(
+            tiny_bert, num_labels=3, id2label=names, label2id={name: number for number, name in names.items()}
+        )
+        BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    return folder
+
+
+def test_the_client_of_the_hub_classifies_texts(serving, classifier, monkeypatch):
+    from unmask.tasks.classify import Classifier
+
+    texts = ["The sailor calls the judge.", "The farmer thanks the nurse in the garden."]
+    expected = Classifier.load(classifier, device="cpu").predict(texts)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving({"kind": classifier}) as service:
+        client = InferenceClient(model=f"{service.url}/models/kind")
+        found = client.text_classification(texts[0])
+        assert {one.label: one.score for one in found} == pytest.approx(expected[0].scores, rel=1e-5)
+        assert found[0].label == expected[0].label and len(client.text_classification(texts[0], top_k=1)) == 1
+        both = service.post("/models/kind", {"inputs": [*texts, " "]})[1]
+        assert [one[0]["label"] for one in both[:2]] == [one.label for one in expected] and "empty" in both[2]["error"]
+        assert service.ask("GET", "/models/kind")[1]["task"] == "text-classification"
+        for path, body in (("/models/kind/score", {"inputs": texts}), ("/api/fill", {"text": "[MASK]"}), ("/models/kind", {"inputs": " "})):
+            assert service.post(path, body)[0] == 422
+        assert service.post("/tokenize", {"inputs": texts})[0] == 200

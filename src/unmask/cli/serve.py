@@ -70,7 +70,6 @@ def serve(
     check_paths(paths)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("unmask").setLevel(logging.INFO)
-    sys.setswitchinterval(0.001)  # the loop that talks to clients must not wait long for threads that make answers
     app = create_app(paths, limits=limits, api_key=api_key, device=device, precision=precision, max_tokens=max_tokens)
     with listen(host, port) as sock:
         if preload:
@@ -79,6 +78,7 @@ def serve(
             print(f"unmask serve: warning: {host} can be reached from other machines, and no key is asked for; give --api-key",
                   file=sys.stderr)  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
+        sys.setswitchinterval(0.001)  # the loop that talks to clients must not wait long for threads that make answers
         print(f"serving {', '.join(paths)} at http://{shown}:{sock.getsockname()[1]}", file=sys.stderr, flush=True)
         run(app, sock)
 

@@ -16,6 +16,7 @@ from ..errors import ConfigError, UnmaskError
 from ..infer.backends import is_export
 from ..infer.engine import Engine, Reduce
 from ..infer.request import Pack
+from ..tasks.kinds import model_folder
 from .batcher import Lane
 from .limits import Limits, Refused
 from .metrics import Metrics
@@ -49,12 +50,6 @@ def parse_names(specs: Sequence[str]) -> dict[str, str]:
     if not found:
         raise ConfigError("there is no model to serve; name a model folder")
     return found
-
-
-def model_folder(path: str) -> str | Path:
-    """Return the folder of a run's finished model, for a run; any other path as it is."""
-    run = Path(path).expanduser()  # evaluate has the same, but imports torch, which a service of exports does without
-    return run / "model" if (run / "config.toml").is_file() and (run / "model").is_dir() else path
 
 
 def check_paths(paths: dict[str, str]) -> None:

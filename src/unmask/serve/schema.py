@@ -95,6 +95,9 @@ class ClassElement(BaseModel):
     score: float
 
 
+ClassAnswer = list[list[ClassElement] | Failed]
+
+
 class TagParameters(Body):
     """As of the inference API."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,8 @@ from .limits import Limits, Refused
 
 if TYPE_CHECKING:
     from ..evaluate.pll import Scorer
+    from ..tasks.classify import Classified, Classifier
+    from ..tasks.predictor import Predictor
 
 OVERHEAD_TOKENS = 8  # of a text, whatever its length
 
@@ -127,9 +130,7 @@ def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list
 
 def _cut(result: Filled, top_k: int) -> Filled:
     """Return a result with the candidates that its request asked for; another that ran with it may have asked for more."""
-    return (
-        replace(result, masks=tuple(mask[:top_k] for mask in result.masks)) if any(len(mask) > top_k for mask in result.masks) else result
-    )
+    return replace(result, masks=tuple(mask[:top_k] for mask in result.masks))
 
 
 def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
@@ -174,12 +175,52 @@ def show_fill(work: Work, results: Sequence[Filled]) -> Any:
     return each(work, [checked(result) for result in results], show)
 
 
+# text-classification
+
+
+def read_classify(body: schema.ClassifyRequest, limits: Limits) -> Work:
+    """Return a request to classify texts."""
+    inputs, single = inputs_of(body.inputs, limits)
+    return Work(inputs, body.parameters or schema.ClassifyParameters(), single)
+
+
+def run_predict(predictor: Predictor, works: Sequence[Work], limits: Limits) -> list[Any]:
+    """Have a fine-tuned model predict the inputs of many requests together."""
+    results = iter(list(predictor.stream([item for work in works for item in work.inputs])))
+    return [list(islice(results, len(work.inputs))) for work in works]
+
+
+def show_classify(work: Work, results: Sequence[Classified]) -> Any:
+    """Return the labels of a text, the likeliest first, in a list of lists as the inference API has it; a model's number is a score.
+
+    Raises: Refused for a function of the client's choice.
+    """
+    if work.options.function_to_apply is not None:
+        raise Refused(422, "function_to_apply: a model has the function that it was fine-tuned with; leave it out")
+
+    def show(result: Classified) -> list[dict[str, Any]]:
+        scores = {"value": result.value} if result.value is not None else result.scores
+        best = sorted(scores.items(), key=lambda pair: -pair[1])[: work.options.top_k]
+        return [{"label": label, "score": score} for label, score in best]
+
+    shown = each(work, results, show)
+    return [shown] if work.single else shown
+
+
+def load_classify(path: str | Path, **options: Any) -> Classifier:
+    """Return a fine-tuned model."""
+    from ..tasks.classify import Classifier
+
+    return Classifier.load(path, **options)
+
+
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            "fill-mask", "ForMaskedLM", schema.FillRequest, schema.FillAnswer, Filler.load, read_fill, run_fill, show_fill, text_cost
-        ),
+        Task("fill-mask", "ForMaskedLM", schema.FillRequest, schema.FillAnswer,
+             Filler.load, read_fill, run_fill, show_fill, text_cost),
+        Task("text-classification", "ForSequenceClassification", schema.ClassifyRequest, schema.ClassAnswer,
+             load_classify, read_classify, run_predict, show_classify, text_cost),
     )
 }  # fmt: skip
 
