@@ -213,7 +213,7 @@ def _tasks(app: FastAPI, models: Models, limits: Limits) -> None:
 
     scored: Any = dict[str, Any] | list[dict[str, Any]]
     tokenized: Any = schema.Tokenized | list[schema.Tokenized]
-    given = {"tags": ["models"], "responses": ERRORS}
+    given: dict[str, Any] = {"tags": ["models"], "responses": ERRORS}
 
     @app.post("/models/{name}/score", response_model=scored, openapi_extra=_body(schema.ScoreRequest), **given)
     async def score_by(name: str, request: Request) -> Response:
@@ -294,7 +294,7 @@ def _tokens(running: Any, text: str, special: bool) -> dict[str, Any]:
 
 
 def _reload(app: FastAPI, models: Models, *, keyed: bool) -> None:
-    forbidden = {403: {"model": schema.ErrorBody, "description": "The service has no key."}}
+    forbidden: dict[int | str, dict[str, Any]] = {403: {"model": schema.ErrorBody, "description": "The service has no key."}}
 
     @app.post("/models/{name}/reload", tags=["models"], response_model=schema.ModelInfo, responses=ERRORS | forbidden)
     async def reload(name: str) -> Response:

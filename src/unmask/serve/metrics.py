@@ -29,7 +29,8 @@ class Metrics:
 
     def turn(self, model: str, task: str) -> Callable[[int, int, float], None]:
         """Return what counts a turn of a lane."""
-        turns, tokens, busy = (metric.labels(model, task) for metric in (self.turns, self.tokens, self.busy))
+        turns = self.turns.labels(model, task)
+        tokens, busy = self.tokens.labels(model, task), self.busy.labels(model, task)
 
         def count(num_requests: int, num_tokens: int, seconds: float) -> None:
             turns.observe(num_requests)

@@ -67,7 +67,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Be called ten times a second."""
         if counter % 10 == 0:
-            latest = asyncio.get_running_loop().time() - self.config.app.state.limits.client_seconds
+            app: Any = self.config.app
+            latest = asyncio.get_running_loop().time() - app.state.limits.client_seconds
             for connection in list(self.server_state.connections):
                 if connection.since is not None and connection.since < latest:  # type: ignore[union-attr]
                     connection.transport.close()

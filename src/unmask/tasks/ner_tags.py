@@ -102,7 +102,7 @@ def tags_of(spans: Iterable[Span], num_words: int, scheme: Scheme = "bio") -> li
         if scheme == "io":
             tags[start:stop] = [kind] * (stop - start)
         else:
-            first, inside, last, alone = {"bioes": "BIES", "bilou": "BILU"}.get(scheme, "BIIB")
+            first, inside, last, alone = {"bioes": "BIES", "bilou": "BILU"}.get(scheme, "BIIB")  # type: ignore[str-unpack]
             if scheme == "iob1" and before[1:] != (start, kind):
                 first = alone = "I"
             letters = alone if stop - start == 1 else first + inside * (stop - start - 2) + last

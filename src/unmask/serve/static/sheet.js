@@ -64,7 +64,8 @@ export function createSheet(store, views) {
   area.addEventListener("blur", () => document.hasFocus() && done());
   // what is not a word is where one writes on
   paper.addEventListener("click", (event) => {
-    if (event.target === paper || event.target === read) edit();
+    const isButton = event.target.closest('[role="button"]') !== null;
+    if (!isButton && getSelection().isCollapsed) edit();
   });
   // pressing the button would take the focus from the text first, and end what it is to end
   $("edit").addEventListener("mousedown", (event) => event.preventDefault());
