@@ -27,7 +27,7 @@ VERBS = {
     "adapt": ("train", "Continue the pre-training of an existing model on the text of a domain."),
     "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
     "doctor": ("doctor", "Look at labelled data: what is wrong with it, before anything is trained on it."),
-    "finetune": ("finetune", "Fine-tune a model for a task: classify, ner, qa."),
+    "finetune": ("finetune", "Fine-tune a model for a task: classify, ner."),
     "predict": ("predict", "Say what a fine-tuned model says of texts."),
     "fill": ("fill", "Fill the masks in a text."),
     "evaluate": ("evaluate", "Measure a model on hidden tokens of a text: loss, accuracy, F1, calibration, intervals."),

@@ -8,7 +8,7 @@ import typer
 
 def doctor(
     files: Annotated[list[str], typer.Argument(help="Labelled files to train on.")],
-    task: Annotated[str, typer.Option(help="classify, ner or qa.")],
+    task: Annotated[str, typer.Option(help="classify or ner.")],
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on.")] = None,
     model: Annotated[str | None, typer.Option(help="A model or tokenizer whose tokens lengths are counted in.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a window (512).")] = None,

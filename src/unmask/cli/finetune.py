@@ -18,7 +18,7 @@ Train = Annotated[list[str] | None, typer.Option("--train", "-t", help="Labelled
 
 
 def finetune(
-    task: Annotated[str, typer.Argument(help="classify, ner or qa.")],
+    task: Annotated[str, typer.Argument(help="classify or ner.")],
     model: Annotated[str | None, typer.Argument(help="The model to fine-tune: a folder, a run's folder, or a Hub id.")] = None,
     train: Train = None,
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on; else a share of --train, by content.")] = None,

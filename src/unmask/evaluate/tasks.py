@@ -175,7 +175,7 @@ def finetune(
     overrides: Iterable[str] = (),
     **settings: Any,
 ) -> Run:
-    """Fine-tune a model for a task ("classify", "ner", "qa") on labelled files and return the run.
+    """Fine-tune a model for a task ("classify", "ner") on labelled files and return the run.
 
     `model` is a folder or a Hub id, with any head; without `dev`, a share of the examples is held out by a hash of their content.
     `recipe` is a TOML file; any field of a recipe is a keyword (`num_epochs=5`, `learning_rate=2e-5`, `seeds=5`), the task's own options
