@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
+
+
+class Text(BaseModel):
+    """What the plain service is sent (here, where FastAPI finds the name)."""
+
+    inputs: str
 
 
 def plain(kind: str, folder: str) -> None:
     """Serve the stock pipeline as anybody would."""
     import uvicorn
     from fastapi import FastAPI
-    from pydantic import BaseModel
     from transformers import pipeline
 
     fill = pipeline("fill-mask", model=folder, device="cpu")
     app = FastAPI()
-
-    class Text(BaseModel):
-        inputs: str
 
     if kind == "plain_async":
 
