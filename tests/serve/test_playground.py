@@ -212,7 +212,7 @@ def test_typing_blanks_and_asking_for_certain_words(visit, filler):
     rows = page.locator(".lane0 .list:not(.stale) .row:not(.none) .word-of b")
     expect(rows).to_have_text(["lawyer", "witness"])
     scores = [one.score for one in filler.fill("The judge helps the [MASK].", targets=["lawyer", "witness"])[0]]
-    shown = page.locator(".lane0 .row:not(.none)").evaluate_all("rows => rows.map(row => Number.parseFloat(row.title))")
+    shown = page.locator(".lane0 .row:not(.none)").evaluate_all("rows => rows.map(row => Number.parseFloat(row.title.split(': ').at(-1)))")
     assert shown == pytest.approx(scores, rel=6e-3)
 
 

@@ -83,7 +83,7 @@ export function createFill(store, desk) {
     // an old answer is shown, faded, only where it has a list for each mask
     const seen = names.map((_, number) => fresh[number] ?? (lanes.last(number)?.masks.length === masks.length ? lanes.last(number) : null));
     const scale = scaleOf(seen.flatMap((answer) => answer?.masks.flat() ?? []));
-    scaleNote.textContent = masks.length && seen.some((answer) => answer !== null) ? `a full bar is ${percent(scale)}` : "";
+    scaleNote.textContent = masks.length && seen.some((answer) => answer !== null) ? `a full bar is ${scale * 100}%` : "";
     lanes.showErrors(state);
     hint.hidden = masks.length > 0 || tooMany(state);
     while (panels.length < masks.length) panels.push(createPanel(panels.length));

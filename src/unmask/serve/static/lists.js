@@ -65,7 +65,7 @@ function createRow(key, place, pick) {
       const said = candidate.score === null ? "no score" : percent(candidate.score);
       score.textContent = candidate.score === null ? "–" : said;
       bar.style.setProperty("--share", String(Math.min(1, (candidate.score ?? 0) / scale)));
-      button.title = candidate.score === null ? (candidate.error ?? "This word has no score here.") : `${candidate.score.toPrecision(3)} (log-probability ${candidate.logprob.toFixed(2)})`;
+      button.title = candidate.score === null ? (candidate.error ?? "This word has no score here.") : `${candidate.word || candidate.token}: ${candidate.score.toPrecision(3)} (log-probability ${candidate.logprob.toFixed(2)})`;
       button.setAttribute("aria-label", `${own}, ${said}${isAgreed ? ", in both lists" : ""}`);
       if (place < TOP) button.setAttribute("aria-keyshortcuts", `${shift ? "Shift+" : ""}${place + 1}`);
     },

@@ -19,9 +19,10 @@ export function createSurprisal(store, desk) {
     take: (answer, state) => ({ value: { ...answer, spans: spansOf(state.text, answer.tokens), num: answer.tokens.filter(isScored).length }, error: null }),
     took: (lane, number) => number === 0 && desk.tell(`Pseudo-perplexity ${figure(lane.value.pseudo_perplexity)}`),
   });
+  const other = createSecond(); // the second model's colours; the first's are on the sheet
   const columns = [0, 1].map((side) => createColumn(side));
   const root = el("div", { class: "surprisal" }, el("p", { class: "legend quiet" }, "0 nats ", el("i", { "aria-hidden": "true" }), ` ${HOTTEST} nats or more: the stronger the colour, the less the model expected the token`),
-    lanes.errors, el("div", { class: "columns" }, ...columns.map((column) => column.node)));
+    lanes.errors, other.node, el("div", { class: "columns" }, ...columns.map((column) => column.node)));
 
   function changed(state, before, why) {
     draw();
@@ -33,15 +34,31 @@ export function createSurprisal(store, desk) {
     if (state.view !== "surprisal") return;
     lanes.showErrors(state);
     columns.forEach((column, side) => column.show(state, side, desk.lanes()));
+    other.show(state, desk.lanes());
+  }
+
+  function createSecond() {
+    const name = el("h3", {});
+    const heat = el("div", { class: "heat read second", role: "group", dir: "auto" });
+    const node = el("div", {}, name, heat);
+    rove(heat, () => columns[1].node.querySelector("button.row")?.focus());
+    return {
+      node,
+      show(state, names) {
+        node.hidden = names.length < 2;
+        if (node.hidden) return;
+        name.textContent = names[1];
+        heat.setAttribute("aria-label", `Surprisal by ${names[1]}`);
+        show(heat, state, lanes.fresh(state, 1), 1);
+      },
+    };
   }
 
   function createColumn(side) {
     const name = el("h3", {});
-    const heat = el("div", { class: "heat read second", role: "group", dir: "auto" });
-    rove(heat, () => top.querySelector("button.row")?.focus());
     const figures = el("dl", { class: "figures" });
     const top = el("ol", { class: "worst" });
-    const node = el("div", { class: "column" }, name, heat, figures, el("h4", {}, "Least expected"), top);
+    const node = el("div", { class: "column" }, name, figures, el("h4", {}, "Least expected"), top);
     return {
       node,
       show(state, number, names) {
@@ -50,11 +67,6 @@ export function createSurprisal(store, desk) {
         const answer = lanes.fresh(state, number);
         name.textContent = names[number];
         name.hidden = names.length < 2;
-        heat.hidden = side === 0; // the first model's is on the sheet
-        if (side > 0) {
-          heat.setAttribute("aria-label", `Surprisal by ${names[number]}`);
-          show(heat, state, answer, number);
-        }
         const scored = answer ? answer.spans.filter((span) => span.nats !== null) : [];
         const mean = scored.length ? answer.spans.reduce((sum, span) => sum + (span.nats ?? 0), 0) / answer.num : null;
         node.setAttribute("aria-busy", String(lanes.isWaiting(state, number)));
