@@ -145,7 +145,7 @@ def test_files_that_are_wrong(tiny_bert, tmp_path):
     raises("allowed: 0", "text,answer\n[MASK],a\n", error=ConfigError, resamples=-1)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("x")
-    raises("holds more than the results", "text,answer\n[MASK],a\n", error=CheckpointError, output=tmp_path / "kept")
+    raises("holds something else than the results of a test", "text,answer\n[MASK],a\n", error=CheckpointError, output=tmp_path / "kept")
 
 
 def test_quoted_newlines_templates_and_columns(tiny_bert, tmp_path):

@@ -94,7 +94,7 @@ def test_what_is_left_behind(run, corpus, tmp_path):
     assert {line["document"] for line in lines} <= set(found.records.documents.column("id").to_pylist())
     unmask.evaluate(run.folder, output=out)  # over itself: what the second did not make is gone
     assert not (out / "predictions.jsonl").exists()
-    with pytest.raises(CheckpointError, match="holds no evaluation"):
+    with pytest.raises(CheckpointError, match="holds something else than an evaluation"):
         unmask.evaluate(run.folder, output=tmp_path)
 
 

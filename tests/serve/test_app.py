@@ -179,21 +179,31 @@ def test_the_docs_ask_no_other_server(service):
     assert refs and refs <= set(spec["components"]["schemas"])
 
 
-@pytest.fixture(scope="module")
-def classifier(tiny_bert, tmp_path_factory):
+def save_head(tiny_bert, folder, kind, labels):
+    """Save a model with a head of random weights for a task."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+    import transformers
 
-    folder = tmp_path_factory.mktemp("models") / "classifier"
-    names = {0: "farm", 1: "court", 2: "sea"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        config = BertConfig.from_pretrained(
-            tiny_bert, num_labels=3, id2label=names, label2id={name: number for number, name in names.items()}
+        names = dict(enumerate(labels))
+        config = transformers.BertConfig.from_pretrained(
+            tiny_bert, num_labels=len(labels), id2label=names, label2id={name: number for number, name in names.items()}
         )
-        BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+        getattr(transformers, kind)(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bert, tmp_path_factory):
+    return save_head(tiny_bert, tmp_path_factory.mktemp("models") / "classifier", "BertForSequenceClassification", ["farm", "court", "sea"])
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny_bert, tmp_path_factory):
+    labels = ["O", "B-person", "I-person", "B-place", "I-place"]
+    return save_head(tiny_bert, tmp_path_factory.mktemp("models") / "tagger", "BertForTokenClassification", labels)
 
 
 def test_the_client_of_the_hub_classifies_texts(serving, classifier, monkeypatch):
@@ -213,3 +223,26 @@ def test_the_client_of_the_hub_classifies_texts(serving, classifier, monkeypatch
         for path, body in (("/models/kind/score", {"inputs": texts}), ("/api/fill", {"text": "[MASK]"}), ("/models/kind", {"inputs": " "})):
             assert service.post(path, body)[0] == 422
         assert service.post("/tokenize", {"inputs": texts})[0] == 200
+
+
+def test_the_client_of_the_hub_finds_entities(serving, tagger, monkeypatch):
+    from unmask.tasks.ner import Tagger
+
+    texts = ["The sailor calls the judge.", "The farmer thanks the nurse in the garden."]
+    expected = Tagger.load(tagger, device="cpu").predict(texts)
+    assert all(len(one) for one in expected)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving({"who": tagger}) as service:
+        client = InferenceClient(model=f"{service.url}/models/who")
+        found = client.token_classification(texts[0])
+        assert [(one.entity_group, one.word, one.start, one.end) for one in found] == [
+            (one.label, one.text, one.start, one.end) for one in expected[0]
+        ]
+        assert [one.score for one in found] == pytest.approx([one.score for one in expected[0]], rel=1e-4)
+        label = found[0].entity_group
+        assert all(one.entity_group != label for one in client.token_classification(texts[0], ignore_labels=[label]))
+        both = service.post("/models/who", {"inputs": [*texts, " "]})[1]
+        assert [len(one) for one in both[:2]] == [len(one) for one in expected] and "empty" in both[2]["error"]
+        for wrong in ({"aggregation_strategy": "none"}, {"stride": 8}):
+            status, answer = service.post("/models/who", {"inputs": texts[0], "parameters": wrong})
+            assert status == 422 and "leave them out" in answer["error"]

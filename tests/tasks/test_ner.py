@@ -195,7 +195,7 @@ def test_what_is_learnt_and_how_it_is_cut(tiny_bert, tmp_path, options):
     torch.testing.assert_close(objective.loss_from(logits, batch), ((1 - (-plain).exp()) ** 2 * plain * weights).sum())
     assert objective.count(batch) == pytest.approx(float(weights.sum()))
     objective.options = type(objective.options)(class_weights=("nobody=2",))
-    with pytest.raises(ConfigError, match="one of the types: O, where, who"):
+    with pytest.raises(ConfigError, match="one of: O, where, who"):
         objective.tag_weights([])
 
 

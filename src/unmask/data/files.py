@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import json
 import lzma
 import sys
 import zlib
@@ -186,3 +187,17 @@ def too_long(path: Path | str, line: int, limit: int | None = None) -> DataError
         f"{path}:{line}: one document of more than {limit or MAX_RECORD_CHARS:,} characters; "
         "break the file into lines, or choose another --layout (line, blank) or --format"
     )
+
+
+def json_lines(numbered: Iterable[tuple[int, str]], path: Path | str) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line that is not empty.
+
+    Raises: DataError for a line that is not JSON.
+    """
+    for number, line in numbered:
+        if not line or line.isspace():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None

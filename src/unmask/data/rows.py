@@ -85,16 +85,10 @@ def _rows(path: str, name: str, kind: str | None, chunks: Iterable[str], known: 
 
 
 def _jsonl(path: str, numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in numbered:
-        if not line or line.isspace():
-            continue
+    for number, row in files.json_lines(numbered, path):
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None
         if not isinstance(row, dict):
-            raise DataError(f"{where}: a row is a JSON object, not {line[:60]!r}")
+            raise DataError(f"{where}: a row is a JSON object, not {json.dumps(row)[:60]!r}")
         yield where, row
 
 

@@ -260,14 +260,8 @@ def no_column(where: str, name: str, columns: Iterable[str], flag: str) -> DataE
 
 
 def _jsonl(source: Source, options: Options) -> Iterator[Document]:
-    for number, line in files.lines(files.decode(source.path, options.encoding), source.path):
-        if not line or line.isspace():
-            continue
+    for number, row in files.json_lines(files.lines(files.decode(source.path, options.encoding), source.path), source.path):
         where = f"{source.path}:{number}"
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None
         if document := _row(row, where, f"{source.name}:{number}", source, options):
             yield document
 

@@ -142,10 +142,9 @@ def load(
     if not hasattr(tokenizer, "get_vocab"):
         tokenizer = load_tokenizer(folder if tokenizer is None else tokenizer)
     if exported is not None:
-        if precision == "bf16" or device not in ("auto", "cpu"):
-            which = f"precision = {precision!r}" if precision == "bf16" else f"device = {device!r}"
-            raise ConfigError(f"{which}: '{model}' is an exported model, which runs as it was exported, on the CPU; leave it out")
-        return str(model), Engine(exported[0], max_tokens=batch_tokens), tokenizer
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"device = {device!r}: '{model}' is an exported model, which runs on the CPU; leave it out")
+        return str(model), Engine(exported[0], max_tokens=batch_tokens, precision=precision), tokenizer
     loaded = load_model(folder, tokenizer=tokenizer)
     loaded.to(place)  # type: ignore[arg-type]
     return str(model), Engine(loaded, max_tokens=batch_tokens, precision=precision), tokenizer
@@ -193,14 +192,23 @@ def check_output(output: str | Path | None) -> Path | None:
 
     Raises: CheckpointError.
     """
+    # a killed one has left parts
+    return output_folder(output, "an evaluation", lambda names: "records.arrow" in names or all(name.endswith(".part") for name in names))
+
+
+def output_folder(output: str | Path | None, what: str, is_own: Callable[[set[str]], bool]) -> Path | None:
+    """Return the folder for results, once what lies in it, by name, may be written over.
+
+    Raises: CheckpointError.
+    """
     if output is None:
         return None
     folder = Path(output).expanduser()
     if folder.is_file():
-        raise CheckpointError(f"'{folder}' is a file; name a folder for the evaluation")
-    left = [path for path in folder.iterdir() if path.suffix != ".part"] if folder.is_dir() else []  # a killed one has left parts
-    if left and not (folder / "records.arrow").is_file():
-        raise CheckpointError(f"'{folder}' exists and holds no evaluation, so nothing is written into it; choose another name")
+        raise CheckpointError(f"'{folder}' is a file; name a folder for {what}")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and not is_own(names):
+        raise CheckpointError(f"'{folder}' exists and holds something else than {what}, so nothing is written into it; choose another name")
     return folder
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError
-from .evaluation import METRICS, PREDICTIONS, write
+from ..errors import ConfigError
+from ..train.runlog import finite as all_finite
+from .evaluation import METRICS, PREDICTIONS, output_folder, write
 from .stats import LEVEL, finite, interval, weights
 
 NO_VALUE = "(none)"
@@ -35,8 +36,8 @@ class Outcome:
     def save(self, folder: Path) -> None:
         """Write metrics.json and predictions.jsonl."""
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / PREDICTIONS, (json.dumps(line, ensure_ascii=False) + "\n" for line in self.predictions))
-        write(folder / METRICS, [json.dumps(self.metrics, indent=1, ensure_ascii=False) + "\n"])
+        write(folder / PREDICTIONS, (json.dumps(all_finite(line), ensure_ascii=False) + "\n" for line in self.predictions))
+        write(folder / METRICS, [json.dumps(all_finite(self.metrics), indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
 
 
 def check_output(output: str | Path | None, resamples: int) -> Path | None:
@@ -46,14 +47,7 @@ def check_output(output: str | Path | None, resamples: int) -> Path | None:
     """
     if resamples < 0:
         raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
-    if output is None:
-        return None
-    folder = Path(output).expanduser()
-    if folder.is_file():
-        raise CheckpointError(f"'{folder}' is a file; name a folder for the results")
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {METRICS, PREDICTIONS}:
-        raise CheckpointError(f"'{folder}' exists and holds more than the results of a test, so nothing is written; choose another name")
-    return folder
+    return output_folder(output, "the results of a test", lambda names: names <= {METRICS, PREDICTIONS})
 
 
 def numbers(ratios: Ratios, *, resamples: int, seed: int) -> dict[str, Any]:

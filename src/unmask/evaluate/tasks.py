@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..tasks import finetune as tuning
 from ..tasks.card import RESULTS
 from ..tasks.findings import Findings
@@ -21,28 +21,10 @@ from ..tasks.recipe import TaskData
 from ..train.card import with_section
 from ..train.runlog import finite
 from ..train.session import Run, write_text
-from .items import names
+from .evaluation import METRICS, PREDICTIONS, output_folder
+from .items import Outcome, names
 from .report import write as write_report
 from .stats import LEVEL, RESAMPLES, no_interval, units, weights, with_interval
-
-METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
-
-
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """What was measured: the numbers, as in metrics.json, and a dict for each item, as in predictions.jsonl."""
-
-    metrics: dict[str, Any]
-    predictions: list[dict[str, Any]]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.metrics[name]["value"] if isinstance(self.metrics[name], dict) and "value" in self.metrics[name] else self.metrics[name]
-
-    def save(self, folder: Path) -> None:
-        """Write metrics.json and predictions.jsonl."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PREDICTIONS, "".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in self.predictions))
-        write_text(folder / METRICS, json.dumps(finite(self.metrics), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def evaluate_task(
@@ -57,7 +39,7 @@ def evaluate_task(
     max_length: int | None = None,
     batch_tokens: int | None = None,
     **reading: Any,
-) -> TaskEvaluation:
+) -> Outcome:
     """Return the numbers of a fine-tuned model on labelled data, each with its count and a 95% interval over items.
 
     `model` is a model folder, an exported one or a run's folder; `reading` are fields of TaskData (format, text_column, on_bad ...).
@@ -69,7 +51,7 @@ def evaluate_task(
         raise ConfigError(f"'{model}' is not fine-tuned for a task; `unmask finetune` does that")
     if resamples < 0:
         raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
-    folder = check_output(output)
+    folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, "report.html"})
     kind = task(name)
     predictor = kind.predictor_type.load(model, device=device, precision=precision, max_length=max_length, max_tokens=batch_tokens)
     sources = [str(one) for one in ([data] if isinstance(data, (str, Path)) else data)]
@@ -87,7 +69,7 @@ def evaluate_task(
 
 def evaluation(
     predictor: Predictor, items: Sequence[Any], results: Sequence[Any], scores: Scores, findings: Findings, *, resamples: int, seed: int
-) -> TaskEvaluation:
+) -> Outcome:
     """Return the numbers of results with their intervals, and what was predicted of each item."""
     ones = np.ones((1, len(items)))
     point = {name: float(values[0]) for name, values in scores.of(ones).items()}
@@ -105,22 +87,7 @@ def evaluation(
         "interval": {"level": LEVEL, "method": "bootstrap over items, expanded percentiles", "resamples": resamples, "seed": seed,
                      "why_none": no_interval(len(items), resamples)},
     }  # fmt: skip
-    return TaskEvaluation(metrics, [predictor.record(item, result) for item, result in zip(items, results, strict=True)])
-
-
-def check_output(output: str | Path | None) -> Path | None:
-    """Return the folder for the results; an evaluation that is there already is written over, anything else is not touched.
-
-    Raises: CheckpointError.
-    """
-    if output is None:
-        return None
-    folder = Path(output).expanduser()
-    if folder.is_file():
-        raise CheckpointError(f"'{folder}' is a file; name a folder for the evaluation")
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= {METRICS, PREDICTIONS, "report.html"}:
-        raise CheckpointError(f"'{folder}' exists and holds more than an evaluation, so nothing is written into it; choose another name")
-    return folder
+    return Outcome(metrics, [predictor.record(item, result) for item, result in zip(items, results, strict=True)])
 
 
 def after(run: Run, objective: TaskObjective) -> Run:

@@ -12,7 +12,7 @@ from ..train.card import escape, is_local, shown
 KINDS = {
     "ForMaskedLM": ("fill-mask", "fill . {example}", "Filler", "fill"),
     "ForSequenceClassification": ("text-classification", "predict . {example}", "Classifier", "predict"),
-    "ForTokenClassification": ("token-classification", "predict . --data FILE", "", ""),
+    "ForTokenClassification": ("token-classification", "predict . {example}", "Tagger", "predict"),
     "ForQuestionAnswering": ("question-answering", "predict . --data FILE", "", ""),
 }
 PLACES = {"ForMaskedLM": "np.flatnonzero(ids == tokenizer.token_to_id({mask!r}))", "ForSequenceClassification": "np.array([0])"}

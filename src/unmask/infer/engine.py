@@ -35,6 +35,8 @@ class Engine:
         self, model: PreTrainedModel | Backend, *, max_tokens: int | None = None, lookahead: int = 16, precision: str = "fp32"
     ) -> None:
         if isinstance(model, Backend):
+            if precision == "bf16":
+                raise TaskError(f"precision = 'bf16': the model runs as it was exported, in {model.precision}; leave it out")
             self.backend = model
         else:
             from .backends.torch import TorchBackend  # here, so that an export runs without torch

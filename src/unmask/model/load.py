@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,9 @@ HEADS: dict[str, tuple[str, str, str]] = {
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 log = logging.getLogger(__name__)
+
+
+_loading = threading.Lock()  # transformers sets and resets the state of torch while it loads: two at a time lose weights
 
 
 def load_model(
@@ -82,7 +86,7 @@ def from_pretrained(
     if attention != "packed":
         options["attn_implementation"] = attention
     try:
-        with quiet_transformers(bars=not local):
+        with _loading, quiet_transformers(bars=not local):
             model, info = getattr(transformers, HEADS[head][0]).from_pretrained(
                 _source(name, local),
                 config=config,

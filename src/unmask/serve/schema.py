@@ -124,6 +124,9 @@ class TagElement(BaseModel):
     end: int
 
 
+TagAnswer = list[TagElement] | list[list[TagElement] | Failed]
+
+
 class Asked(Body):
     """A question and the text that holds its answer."""
 

@@ -23,6 +23,7 @@ from .limits import Limits, Refused
 if TYPE_CHECKING:
     from ..evaluate.pll import Scorer
     from ..tasks.classify import Classified, Classifier
+    from ..tasks.ner import Tagged, Tagger
     from ..tasks.predictor import Predictor
 
 OVERHEAD_TOKENS = 8  # of a text, whatever its length
@@ -214,6 +215,42 @@ def load_classify(path: str | Path, **options: Any) -> Classifier:
     return Classifier.load(path, **options)
 
 
+# token-classification
+
+
+def read_tag(body: schema.TagRequest, limits: Limits) -> Work:
+    """Return a request to find entities.
+
+    Raises: Refused for what would break words, or leave the windows to the client.
+    """
+    inputs, single = inputs_of(body.inputs, limits)
+    asked = body.parameters or schema.TagParameters()
+    if asked.aggregation_strategy == "none" or asked.stride is not None:
+        raise Refused(422, "aggregation_strategy 'none' and stride: entities are of whole words, and windows the service's; leave them out")
+    return Work(inputs, asked, single)
+
+
+def show_tag(work: Work, results: Sequence[Tagged]) -> Any:
+    """Return the entities of a text, in their order."""
+    ignored = set(work.options.ignore_labels or ())
+
+    def show(result: Tagged) -> list[dict[str, Any]]:
+        return [
+            {"entity_group": one.label, "score": one.score, "word": one.text, "start": one.start, "end": one.end}
+            for one in result
+            if one.label not in ignored
+        ]
+
+    return each(work, results, show)
+
+
+def load_tag(path: str | Path, **options: Any) -> Tagger:
+    """Return a fine-tuned model."""
+    from ..tasks.ner import Tagger
+
+    return Tagger.load(path, **options)
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -221,6 +258,8 @@ TASKS = {
              Filler.load, read_fill, run_fill, show_fill, text_cost),
         Task("text-classification", "ForSequenceClassification", schema.ClassifyRequest, schema.ClassAnswer,
              load_classify, read_classify, run_predict, show_classify, text_cost),
+        Task("token-classification", "ForTokenClassification", schema.TagRequest, schema.TagAnswer,
+             load_tag, read_tag, run_predict, show_tag, text_cost),
     )
 }  # fmt: skip
 

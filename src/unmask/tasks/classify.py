@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ..data.examples import Examples
-from ..errors import DataError, TaskError
+from ..errors import DataError
 from .classify_data import TextItem, apart, number, read_items
 from .classify_scores import MultiLabel, Regression, SingleLabel
 from .encode import Segment, cuts, gather, room, tokenize
@@ -84,12 +84,7 @@ class Classifier(Predictor):
 
         Raises: TaskError for an empty text (in a list, its result says so in `error`).
         """
-        if isinstance(texts, (str, tuple, TextItem)):
-            (result,) = self.stream([texts])
-            if result.error is not None:
-                raise TaskError(result.error)
-            return result  # type: ignore[no-any-return]
-        return list(self.stream(texts))
+        return self.one_or_many(texts, (str, tuple, TextItem))  # type: ignore[no-any-return]
 
     def fault(self, item: Text) -> str | None:
         """Return what is wrong with a text, None where nothing is."""

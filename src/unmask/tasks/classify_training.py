@@ -16,6 +16,7 @@ from . import tuning
 from .classify import PROBLEMS, Classified, Classifier
 from .classify_data import TextItem, balance, balanced_weights, check, in_order, named, number, parted, problem_of, read_items, read_names
 from .findings import Findings
+from .losses import LossOptions, cross_entropy, label_weights
 from .objective import Data, Spec, TaskObjective
 from .predictor import Predictor
 from .recipe import TaskData, TaskRecipe
@@ -29,7 +30,7 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class ClassifyOptions:
+class ClassifyOptions(LossOptions):
     """How texts are classified, and how that is learnt."""
 
     problem: Literal["auto", "single", "multi", "regression"] = "auto"  # one label a text, any number, a number; auto: as the data looks
@@ -37,16 +38,12 @@ class ClassifyOptions:
     label_names: str | None = None  # a file with a name a line, where the labels are numbers from 0
     pooling: Literal["cls", "mean"] = "cls"  # what the head reads: the first token, or the mean of all (where the stock class can)
     window_pooling: Literal["mean", "max"] = "mean"  # of a text that is longer than the window, how its windows' logits become one
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"  # focal (Lin et al. 2017): what is right already counts less
-    focal_gamma: float = 2.0  # how much less
-    class_weights: tuple[str, ...] = ()  # "balanced", or "label=weight" for some
     sampling: Literal["all", "balanced"] = "all"  # balanced: examples of rare labels are drawn more often
     best: str | None = None  # the number by which the best checkpoint is known
     calibrate: bool = True  # a temperature (and for several labels thresholds) is found on the held-out examples
 
     def __post_init__(self) -> None:
-        if not self.focal_gamma >= 0:
-            raise ConfigError(f"options.focal_gamma = {self.focal_gamma!r}; allowed: a number from 0 (2 is usual)")
+        super().__post_init__()
         if self.best is not None and self.best not in METRICS:
             raise ConfigError(f"options.best = {self.best!r}; allowed: {', '.join(METRICS)}")
 
@@ -179,22 +176,11 @@ class ClassifyObjective(TaskObjective):
         if self.predictor.problem == "regression":
             raise ConfigError("options.class_weights: numbers have no classes; leave it out")
         counts = balance(items)
-        weights = dict.fromkeys(self.predictor.labels, 1.0)
-        if given == ("balanced",):
-            if self.predictor.problem == "single":
-                weights |= balanced_weights(counts)
-            else:
-                weights |= {label: (len(items) - count) / count for label, count in counts.items()}
+        if self.predictor.problem == "single":
+            balanced: dict[str, float] = balanced_weights(counts)
         else:
-            for text in given:
-                label, _, value = text.rpartition("=")
-                weight = number(value)
-                if label not in weights or weight is None or weight < 0:
-                    raise ConfigError(
-                        f"options.class_weights = {text!r}; allowed: balanced, or label=weight with a weight from 0 and one of the labels: "
-                        f"{', '.join(self.predictor.labels[:20])}"
-                    )
-                weights[label] = weight
+            balanced = {label: (len(items) - count) / count for label, count in counts.items()}
+        weights = label_weights(given, self.predictor.labels, balanced)
         return torch.tensor([weights[label] for label in self.predictor.labels])
 
     def sampling(self) -> np.ndarray | None:
@@ -227,12 +213,11 @@ class ClassifyObjective(TaskObjective):
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of each row, (N,): cross-entropy, the mean over labels of binary ones, or the squared error."""
         weights = None if self.weights is None else self.weights.to(logits.device)
-        gamma = self.options.focal_gamma if self.options.loss == "focal" else 0.0
+        gamma = self.options.gamma
         if self.predictor.problem == "regression":
             return (logits[:, 0] - labels) ** 2
         if self.predictor.problem == "single":
-            log_probs = torch.log_softmax(logits, -1).gather(1, labels[:, None])[:, 0]
-            loss = -log_probs if not gamma else -log_probs * (1 - log_probs.exp()) ** gamma
+            loss = cross_entropy(logits, labels, gamma)
             return loss if weights is None else loss * weights[labels]
         loss = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
         if gamma:

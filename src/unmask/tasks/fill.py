@@ -109,11 +109,6 @@ class Filler:
 
         Raises: CheckpointError, TokenizerError.
         """
-        from ..infer.backends import open_export
-
-        exported = open_export(name_or_path)
-        if exported is not None:
-            return cls(*exported, **options)
         from ..infer.load import load
 
         return cls(*load(name_or_path, device=device), **options)

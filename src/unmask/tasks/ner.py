@@ -92,12 +92,7 @@ class Tagger(Predictor):
 
         Raises: TaskError for an empty text (in a list, its result says so in `error`).
         """
-        if isinstance(texts, (str, tuple, TaggedText)):
-            (result,) = self.stream([texts])
-            if result.error is not None:
-                raise TaskError(result.error)
-            return result  # type: ignore[no-any-return]
-        return list(self.stream(texts))
+        return self.one_or_many(texts, (str, tuple, TaggedText))  # type: ignore[no-any-return]
 
     def fault(self, item: Text) -> str | None:
         """Return what is wrong with a text, None where nothing is."""

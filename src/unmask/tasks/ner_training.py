@@ -12,9 +12,10 @@ import torch
 
 from ..data.clean import content_hash
 from ..data.examples import Examples
-from ..errors import ConfigError, DataError
-from .classify_data import balanced_weights, number
+from ..errors import DataError
+from .classify_data import balanced_weights
 from .findings import Findings
+from .losses import LossOptions, cross_entropy, label_weights
 from .ner import Tagger
 from .ner_data import TaggedText, read_tagged
 from .ner_scores import word_tags
@@ -26,20 +27,13 @@ IGNORED = -1  # the label of a row that is not learnt from
 
 
 @dataclass(frozen=True)
-class NerOptions:
-    """How entities are tagged, and how that is learnt."""
+class NerOptions(LossOptions):
+    """How entities are tagged, and how that is learnt; class_weights are of types, and of "O"."""
 
     scheme: Literal["bio", "bioes", "bilou"] = "bio"  # of the model's tags, whatever that of the files is
     label_names: str | None = None  # a file with a tag a line, where the tags are numbers from 0
     token_loss: Literal["first", "all"] = "first"  # what is learnt of a word of several pieces: its first piece, or all
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"  # focal (Lin et al. 2017): what is right already counts less
-    focal_gamma: float = 2.0  # how much less
-    class_weights: tuple[str, ...] = ()  # "balanced", or "type=weight" for some ("O" is one of them)
     best: Literal["f1", "macro_f1", "partial_f1"] = "f1"  # the number by which the best checkpoint is known
-
-    def __post_init__(self) -> None:
-        if not self.focal_gamma >= 0:
-            raise ConfigError(f"options.focal_gamma = {self.focal_gamma!r}; allowed: a number from 0 (2 is usual)")
 
 
 class NerObjective(TaskObjective):
@@ -141,20 +135,8 @@ class NerObjective(TaskObjective):
 
     def tag_weights(self, items: Sequence[TaggedText]) -> torch.Tensor:
         """Return the weight of each tag, (L,)."""
-        given = self.options.class_weights
-        weights = dict.fromkeys(["O", *self.predictor.types], 1.0)
-        if given == ("balanced",):
-            weights |= balanced_weights(Counter(kind for item in items for kind in kinds_of(item.words, item.entities or ())))
-        else:
-            for text in given:
-                kind, _, value = text.rpartition("=")
-                weight = number(value)
-                if kind not in weights or weight is None or weight < 0:
-                    raise ConfigError(
-                        f"options.class_weights = {text!r}; allowed: balanced, or type=weight with a weight from 0 and one of the types: "
-                        f"{', '.join(weights)}"
-                    )
-                weights[kind] = weight
+        inside = Counter(kind for item in items for kind in kinds_of(item.words, item.entities or ()))
+        weights = label_weights(self.options.class_weights, ["O", *self.predictor.types], balanced_weights(inside))
         return torch.tensor([weights["O" if label == "O" else label[2:]] for label in self.predictor.labels])
 
     def row_weights(self, labels: torch.Tensor) -> torch.Tensor:
@@ -167,9 +149,7 @@ class NerObjective(TaskObjective):
 
     def loss_from(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return the summed loss of the rows of a batch."""
-        gamma = self.options.focal_gamma if self.options.loss == "focal" else 0.0
-        log_probs = torch.log_softmax(logits, -1).gather(1, batch.labels.clamp(min=0)[:, None])[:, 0]
-        loss = -log_probs if not gamma else -log_probs * (1 - log_probs.exp()) ** gamma
+        loss = cross_entropy(logits, batch.labels.clamp(min=0), self.options.gamma)
         return (loss * self.row_weights(batch.labels)).sum()
 
 

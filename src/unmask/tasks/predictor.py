@@ -127,6 +127,18 @@ class Predictor(ABC):
         Raises: DataError where some cannot be used, unless they are to be dropped: then how many is told on the standard error.
         """
 
+    def one_or_many(self, items: Any, alone: tuple[type, ...]) -> Any:
+        """Return the result of an item, which is of one of the types `alone`, or a list of those of many.
+
+        Raises: TaskError for an item that cannot be predicted (in a list, its result says so in `error`).
+        """
+        if isinstance(items, alone):
+            (result,) = self.stream([items])
+            if result.error is not None:
+                raise TaskError(result.error)
+            return result
+        return list(self.stream(items))
+
     def outputs(self, examples: Examples) -> np.ndarray:
         """Return what the model says at the rows of examples, in their order. Shapes: (N, V) fp32."""
         first = np.searchsorted(examples.label_positions, examples.bounds)
