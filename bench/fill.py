@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from score import make_model
-from train import Side, load_tokenizer, matmul_rate, texts_of
+from train import Side, environment, load_tokenizer, matmul_rate, texts_of
 
 SIDES = {
     "pipeline": "pipeline", "pipeline_bf16": "pipeline:bf16", "fp32": "unmask:fp32", "bf16": "unmask:bf16", "int8": "unmask:int8",
@@ -114,13 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
-    result: dict = {
-        "torch": torch.__version__, "transformers": transformers.__version__, "data": args.data,
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-    }  # fmt: skip
+    result = environment(args.data)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")

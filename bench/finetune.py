@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from score import make_model
-from train import Side, load_tokenizer, texts_of
+from train import Side, environment, load_tokenizer, texts_of
 
 MAX_LENGTH = 128
 TEXTS = 4000
@@ -75,15 +74,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")
         texts = sentences(tokenizer, args.data)
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        result: dict = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine, "data": args.data}
+        result = environment(args.data)
         for task in args.tasks.split(","):
             WRITERS[task](texts, work / f"{task}.jsonl")
             for shape in args.shapes.split(","):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import numpy as np
 
 from finetune import sentences
 from score import make_model
-from train import Side, load_tokenizer
+from train import Side, environment, load_tokenizer
 
 TASKS = ("classify",)
 PAIRS = {"default": "unmask", "tuned": "unmask_auto"}  # what each peer is set beside
@@ -59,15 +58,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")
         (work / "texts.json").write_text(json.dumps(sentences(tokenizer, args.data)[: args.texts]))
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        result: dict = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine, "data": args.data}
+        result = environment(args.data)
         for shape in args.shapes.split(","):
             model = make_model(shape, tokenizer, work / shape)
             for task in args.tasks.split(","):

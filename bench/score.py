@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import Side, load_tokenizer, matmul_rate, texts_of
+from train import Side, environment, load_tokenizer, matmul_rate, texts_of
 
 MEAN, DOCUMENTS = 20, 1000
 LONG = 4, 16  # sentences joined to one text, to see that memory does not grow
@@ -127,14 +126,7 @@ def main() -> None:
     parser.add_argument("--no-evaluation", dest="evaluation", action="store_false")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
-    result: dict = {
-        "torch": torch.__version__, "transformers": transformers.__version__, "data": args.data,
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "bf16_matmul_flops_per_second": matmul_rate(),
-    }  # fmt: skip
+    result = environment(args.data) | {"bf16_matmul_flops_per_second": matmul_rate()}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from score import make_model, sentences_of
-from train import HERE, Side, load_tokenizer, matmul_rate, texts_of
+from train import HERE, Side, environment, load_tokenizer, matmul_rate, texts_of
 
 SERVERS = ("fp32", "auto", "plain_threads", "plain_async")
 
@@ -106,14 +105,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
-    result: dict = {
-        "torch": torch.__version__, "transformers": transformers.__version__, "data": args.data, "clients": args.clients,
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "bf16_matmul_flops_per_second": matmul_rate(),
-    }  # fmt: skip
+    result = environment(args.data) | {"clients": args.clients, "bf16_matmul_flops_per_second": matmul_rate()}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")

@@ -95,6 +95,17 @@ def tokenize(tokenizer, texts: list[str], path: Path) -> dict:
     return {"texts": len(ids), "tokens": int(sum(lengths)), "mean_tokens": round(statistics.mean(lengths), 1)}
 
 
+def environment(data: list[str]) -> dict:
+    """Return what every result says of where it comes from; of data the names alone."""
+    import torch
+    import transformers
+
+    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    return {
+        "torch": torch.__version__, "transformers": transformers.__version__, "machine": machine, "data": [Path(one).name for one in data],
+    }  # fmt: skip
+
+
 def matmul_rate(seconds: float = 1.0) -> float:
     """Return the machine's bf16 matrix-product rate in FLOP/s, on the shape of the model's feed-forward product."""
     import torch
@@ -236,14 +247,10 @@ def main() -> None:
     parser.add_argument("--trainer-steps", type=int, default=250, help="the Trainer's max_steps in --time-to-loss, for its schedule")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    import torch
-    import transformers
-
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        result: dict = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine, "data": args.data}
+        result = environment(args.data)
         if args.time_to_loss:
             result |= time_to_loss(tokenizer, args, work)
         else:

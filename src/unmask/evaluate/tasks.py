@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..tasks import finetune as tuning
+from ..tasks import finetune as runs
 from ..tasks.card import RESULTS
 from ..tasks.findings import Findings
 from ..tasks.kinds import task, task_of
@@ -149,13 +149,13 @@ def finetune(
     too (`class_weights="balanced"`); `overrides` are `section.key=value` strings.
     Raises: ConfigError, DataError, TokenizerError, CheckpointError for what the user can mend; RunError.
     """
-    made = tuning.make_recipe(task, model, train, dev, recipe=recipe, overrides=overrides, **settings)
-    return shown(tuning.start(made, output, after))
+    made = runs.make_recipe(task, model, train, dev, recipe=recipe, overrides=overrides, **settings)
+    return shown(runs.start(made, output, after))
 
 
 def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any) -> Run:
     """Go on with a fine-tuning run where its newest checkpoint stands, and return the run."""
-    return shown(tuning.resume(folder, after, overrides=overrides, **settings))
+    return shown(runs.resume(folder, after, overrides=overrides, **settings))
 
 
 def shown(run: Run) -> Run:
