@@ -43,8 +43,10 @@ def resume(folder: str | Path, *, overrides: Iterable[str] = (), **settings: Any
     Of its recipe, only what does not change what was computed so far may be overridden: fields of `[train]` but for the seed.
     Raises: CheckpointError for a folder that holds no run.
     """
-    from . import tasks
+    from ..tasks.finetune import is_task_run
 
-    if tasks.tuning.is_task_run(folder):
+    if is_task_run(folder):
+        from . import tasks
+
         return tasks.resume(folder, overrides=overrides, **settings)
     return finish(runs.resume(folder, overrides=overrides, **settings))
