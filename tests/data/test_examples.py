@@ -78,3 +78,25 @@ def test_weights_draw_some_more_often():
 def test_nothing_to_train_on_is_an_error():
     with pytest.raises(DataError, match="no example to train on"):
         ExampleLoader(make(0), seed=0, batch_size=1, micro_tokens=10)
+
+
+def test_the_same_tokens_are_hidden_however_a_step_is_cut_and_others_in_each_epoch():
+    examples = make(count=200)
+    can_hide = np.ones(int(examples.bounds[-1]) + 10, dtype=bool)
+    can_hide[10:500] = False
+    hiding = {"seed": 3, "batch_size": 20, "hide_prob": 0.3, "mask_id": 4, "can_hide": can_hide}
+
+    def hidden(micro_tokens, epoch):
+        loader = ExampleLoader(examples, micro_tokens=micro_tokens, **hiding)
+        plain = ExampleLoader(examples, micro_tokens=micro_tokens, seed=3, batch_size=20)
+        found = []
+        for step in range(10 * epoch, 10 * epoch + 10):
+            for masked, batch in zip(loader.batch(step), plain.batch(step), strict=True):
+                changed = masked.input_ids[0] != batch.input_ids[0]
+                assert (masked.input_ids[0][changed] == 4).all() and (masked.labels == batch.labels).all()
+                found += batch.input_ids[0][changed].tolist()
+        return sorted(found)
+
+    whole = hidden(10_000, 0)
+    assert whole == hidden(30, 0) != hidden(10_000, 1)
+    assert min(whole) >= 500 and 0.25 < len(whole) / (~can_hide[10:]).size / (1 - 490 / can_hide[10:].size) < 0.35

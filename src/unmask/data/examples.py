@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DataError
-from ..rng import rng
+from ..rng import rng, uniforms
+from .plan import ROUND, deal
 
 if TYPE_CHECKING:
     from .batch import PackedBatch
-
-ROUND = 64  # a pack is filled up to a multiple of so many tokens: kernels are made once a shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,8 @@ class ExampleLoader:
     """The batches of a fine-tuning run: `batch_size` examples a step, every one once an epoch, in an order that follows from the seed.
 
     `weights` (E,) draw the examples of an epoch with replacement instead, each in proportion to its weight. A step is as many packs as
-    `micro_tokens` asks for, cut between segments.
+    `micro_tokens` asks for, cut between segments. Of the tokens that `can_hide` (vocabulary,) allows, a share `hide_prob` is `mask_id`
+    instead, others in every epoch.
     """
 
     def __init__(
@@ -74,15 +74,20 @@ class ExampleLoader:
         position_offset: int = 0,
         pad_id: int = 0,
         weights: np.ndarray | None = None,
+        hide_prob: float = 0.0,
+        mask_id: int | None = None,
+        can_hide: np.ndarray | None = None,
     ) -> None:
         if not len(examples):
             raise DataError("there is no example to train on; name files that hold some")
         self.examples, self.seed, self.batch_size, self.micro_tokens = examples, seed, batch_size, micro_tokens
         self.position_offset, self.pad_id = position_offset, pad_id
+        self.hide_prob, self.mask_id, self.can_hide = hide_prob, mask_id, can_hide
         self.chances = None if weights is None else weights / weights.sum()
         self._first = np.searchsorted(examples.example, np.arange(len(examples) + 1))  # of each example, its first segment
         self._rows = np.searchsorted(examples.label_positions, examples.bounds)  # of each segment, its first row
         self._lengths = examples.lengths
+        self.rank, self.size = 0, 1
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # replaced whole: a prefetching thread asks too
 
     def order(self, epoch: int) -> np.ndarray:
@@ -95,12 +100,18 @@ class ExampleLoader:
             self._order = (epoch, order)
         return order
 
+    def divide(self, rank: int, size: int) -> None:
+        """Give, from now on, only the part of every step that is one of `size` processes' own; where examples are few, it may be none."""
+        self.rank, self.size = rank, size
+
     def batch(self, step: int, probability: float | None = None) -> list[PackedBatch]:
         """Return the micro-batches of a step, counted from 0 over the whole run; `probability` is for loaders that mask."""
         epoch, inside = divmod(step, self.steps_per_epoch())
         chosen = self.order(epoch)[inside * self.batch_size : (inside + 1) * self.batch_size]
         segments = spans(self._first[chosen], self._first[chosen + 1] - self._first[chosen])
-        return [self.pack(part) for part in self._cut(segments)]
+        if self.size > 1:
+            segments = segments[deal(self._lengths[segments], self.size) == self.rank]
+        return [self.pack(part, epoch) for part in self._cut(segments) if len(part)]
 
     def _cut(self, segments: np.ndarray) -> list[np.ndarray]:
         """Return segments in groups of at most `micro_tokens` tokens; a longer segment is a group of its own."""
@@ -112,7 +123,7 @@ class ExampleLoader:
             total += length
         return [*parts, segments[first:]]
 
-    def pack(self, segments: np.ndarray) -> PackedBatch:
+    def pack(self, segments: np.ndarray, epoch: int = 0) -> PackedBatch:
         """Return segments as one pack, their examples' numbers in `documents`, filled up to a multiple of 64 tokens."""
         import torch
 
@@ -128,6 +139,9 @@ class ExampleLoader:
         tokens = spans(examples.bounds[segments], lengths)
         ids = np.full(used + room, self.pad_id, dtype=np.int64)
         ids[:used] = examples.input_ids[tokens]
+        if self.hide_prob and self.can_hide is not None:  # drawn for each token of the data: however steps are cut, the same are hidden
+            drawn = uniforms(self.seed, "hide", epoch, rows=tokens, columns=np.zeros(1, np.int64))
+            ids[:used][(drawn < self.hide_prob) & self.can_hide[ids[:used]]] = self.mask_id
         types = None
         if examples.token_type_ids is not None:
             types = np.zeros(used + room, dtype=np.int64)

@@ -163,8 +163,22 @@ class TaskObjective(Objective):
             self.labelled(self.data.train), seed=recipe.train.seed, batch_size=recipe.data.batch_size,
             micro_tokens=recipe.data.micro_tokens or MICRO_TOKENS.get(self.device.type, 8192),
             position_offset=position_offset(self.model), pad_id=self.tokenizer.pad_token_id, weights=self.sampling(),
+            **self.hiding(recipe),
         )  # fmt: skip
         self.dev = self.predictor.encode(self.data.dev)
+
+    def hiding(self, recipe: TaskRecipe) -> dict[str, Any]:
+        """Return what the loader needs to hide tokens behind the mask token, where the recipe asks for it.
+
+        Raises: ConfigError for a tokenizer without one.
+        """
+        if not recipe.data.hide_prob:
+            return {}
+        if self.tokenizer.mask_token_id is None:
+            raise ConfigError(f"data.hide_prob = {recipe.data.hide_prob}: '{recipe.base_model}' has no mask token; leave it 0")
+        can_hide = np.ones(len(self.tokenizer), dtype=bool)
+        can_hide[self.tokenizer.all_special_ids] = False
+        return {"hide_prob": recipe.data.hide_prob, "mask_id": self.tokenizer.mask_token_id, "can_hide": can_hide}
 
     @classmethod
     def make(cls, recipe: TaskRecipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None]) -> TaskObjective:

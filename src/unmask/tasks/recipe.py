@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import config
+from ..box import or_box
 from ..errors import ConfigError
 from ..train import recipe as recipes
 from ..train.loop import TrainConfig
 from ..train.lora import LoraConfig
 from ..train.optim import OptimConfig
+from ..train.session import tell
 from .kinds import task
 
 
@@ -33,12 +35,15 @@ class TaskData:
     max_length: int | None = None  # tokens in a window, special ones included; unset: what the model has, at most 512
     batch_size: int = 32  # examples in a step
     micro_tokens: int | None = None  # tokens in one pass through the model; found by itself when memory runs out
+    hide_prob: float = 0.0  # share of the tokens that are masked while it trains, so that less is learnt by heart; for few examples
 
     def __post_init__(self) -> None:
         for name in ("max_length", "batch_size", "micro_tokens"):
             value = getattr(self, name)
             if value is not None and value < (8 if name == "max_length" else 1):
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from {8 if name == 'max_length' else 1}")
+        if not 0 <= self.hide_prob < 1:
+            raise ConfigError(f"data.hide_prob = {self.hide_prob!r}; allowed: a share from 0 and below 1 (0.15 is a good deal)")
         if not 0 < self.dev_share < 1:
             raise ConfigError(f"data.dev_share = {self.dev_share!r}; allowed: a share above 0 and below 1 (0.1 is usual)")
 
@@ -90,6 +95,7 @@ def load(
 ) -> TaskRecipe:
     """Return a recipe from a TOML file, then `settings` (a nested dict), then `section.key=value` overrides.
 
+    Where none names a model, it is the one in the box, which is told.
     Raises: ConfigError for a key that does not exist (with the nearest one that does) or a value that cannot be.
     """
     written: dict[str, Any] = config.read_toml(path) if path is not None else {}
@@ -98,6 +104,8 @@ def load(
         key, value = config.parse_override(item)
         config.merge(written, config.nest(key, value))
     where = str(path or "the settings")
+    if (model := written.get("base_model")) is None or isinstance(model, str):
+        written["base_model"] = str(or_box(model, say=tell))
     for name in ("task", "base_model"):
         if not isinstance(written.get(name), str):
             raise ConfigError(f"{where}: {name} = {written.get(name)!r}; name {'a task' if name == 'task' else 'a model to fine-tune'}")
