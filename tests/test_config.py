@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import string
@@ -79,6 +80,35 @@ def test_a_dump_loads_from_a_file_and_from_a_dict(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "round-trip.toml"
     path.write_text(dump(config), encoding="utf-8", newline="")
     assert load(Outer, path) == config == from_dict(Outer, to_dict(config))
+
+
+@given(outers, st.data())
+def test_a_file_that_was_dumped_and_has_changed_is_refused_or_says_the_same(tmp_path_factory, config, data):
+    path = tmp_path_factory.getbasetemp() / "turned.toml"
+    whole = dump(config).encode()
+    place, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+    with contextlib.suppress(ConfigError):
+        assert load(Outer, path) == config  # it hit the mark of the last line
+
+
+def test_a_recipe_that_is_edited_says_which_line_to_delete(tmp_path):
+    path = tmp_path / "config.toml"
+    text = dump(Outer(title="mine"))
+    path.write_text(text.replace("mine", "yours"))
+    with pytest.raises(ConfigError, match=r"config.toml' is not as Unmask wrote it .* delete its last line"):
+        load(Outer, path)
+    path.write_text("\n".join(text.replace("mine", "yours").splitlines()[:-1]))
+    assert load(Outer, path).title == "yours"
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "0x" + "f" * 5000, str(2**63), "[[-1e5, 99999999999999999999]]"])
+def test_what_no_recipe_can_hold_is_no_toml(tmp_path, value):
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"title = {value}")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(Outer, path)
+    assert parse_override(f"x.y={value}") == ("x.y", value)  # a plain string then, as all that is no TOML
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e22, 5e-324, 3e-4, 1.0, -0.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import hashlib
 import json
 import tomllib
 import types
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 T = TypeVar("T")
+SEAL = "# SHA-256 of what stands above: "  # the last line of a file that `dump` wrote
 
 
 def load(cls: type[T], path: str | Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> T:
@@ -35,9 +37,19 @@ def load(cls: type[T], path: str | Path | None = None, overrides: Iterable[str] 
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return the tables of a TOML file."""
+    """Return the tables of a TOML file; one that `dump` wrote must be as it was written.
+
+    Raises: ConfigError.
+    """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        above, seal, digest = text.rpartition(SEAL)
+        if seal and digest.strip() != _digest(above):
+            raise ConfigError(
+                f"'{path}' is not as Unmask wrote it (SHA-256 differs), so a run cannot go on with it as it was; take another copy of it, "
+                "or, if you changed it on purpose, delete its last line"
+            )
+        return _parsed(text)
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe '{path}'; name a .toml file that exists") from None
     except OSError as error:
@@ -46,13 +58,38 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return the tables of TOML text; what Python refuses in a way of its own is refused as TOML."""
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("brackets are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # a number of thousands of digits, a date that is none
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    _check_numbers(tables)
+    return tables
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise tomllib.TOMLDecodeError("a whole number has more than 64 bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(inner)
+
+
 def parse_override(item: str) -> tuple[str, Any]:
     """Split `a.b=value`; the value is read as TOML, and as a plain string where it is not TOML."""
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {item!r} is not of the form section.key=value (for example optim.learning_rate=3e-4)")
     try:
-        value = tomllib.loads(f"v = {text.strip()}")["v"]
+        value = _parsed(f"v = {text.strip()}")["v"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
     return key.strip(), value
@@ -162,10 +199,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def dump(config: Any) -> str:
-    """Return a configuration as TOML text; `load` of that text gives the same configuration."""
+    """Return a configuration as TOML text; `load` of that text gives the same configuration. Its last line says what it must be."""
     lines: list[str] = []
     _dump_table(to_dict(config), "", lines)
-    return "\n".join(lines).strip() + "\n"
+    text = "\n".join(lines).strip() + "\n\n"
+    return f"{text}{SEAL}{_digest(text)}\n"
 
 
 def _dump_table(table: Mapping[str, Any], prefix: str, lines: list[str]) -> None:

@@ -175,6 +175,64 @@ def test_every_flipped_bit_is_found(tmp_path):
     TokenStore.open(folder, verify=True)
 
 
+def everything(store):
+    return [(store.ids(n).tolist(), store.word_start(n).tolist(), store.document_id(n), store.num_bytes(n)) for n in range(len(store))]
+
+
+def test_every_flipped_bit_is_found_by_whoever_reads_it(tmp_path):
+    """Without `verify`, as a resumed run opens it: nobody is given a byte that is not as it was written."""
+    folder = write(tmp_path / "s", random_documents(12, longest=20))
+    shard = folder / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    for place in range(0, len(whole), 5):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with pytest.raises(StoreError, match=r"shard-00000\.arrow' is damaged: .*pack the text again"):
+            everything(TokenStore.open(folder))
+    shard.write_bytes(whole)
+    assert len(everything(TokenStore.open(folder))) == 12
+
+
+def test_only_what_is_read_is_checked(tmp_path):
+    documents = random_documents(4000, longest=90)
+    folder = write(tmp_path / "s", documents)
+    shard = folder / "shard-00000.arrow"
+    record = json.loads((folder / "store.json").read_text())["shards"][0]
+    assert record["size"] > 20 * record["block_bytes"]
+    at = TokenStore.open(folder)._places[0][1] * 2 + 200_000  # in the middle of the token ids
+    with open(shard, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 4]))
+    store, ends = TokenStore.open(folder), np.cumsum(2 * np.array([len(document) for document in documents]))
+    hit = int(np.searchsorted(ends, 200_000, side="right"))
+    assert store.ids(0).tolist() == [token for token, _ in documents[0]]
+    assert store.gather(np.array([0, len(store) - 1]))[0].tolist() == [token for n in (0, -1) for token, _ in documents[n]]
+    assert store.document_id(hit) == f"file.txt:{hit}" and len(store.word_start(0)) == len(documents[0])
+    for read in (store.ids, lambda n: store.gather(np.array([0, n, n])), lambda n: store.gather(np.array([n - 1, n]))):
+        with pytest.raises(StoreError, match=f"its bytes {at // 16384 * 16384:,} to .* are not those that were written"):
+            read(hit)
+
+
+def test_a_store_without_sums_is_checked_as_a_whole(tmp_path):
+    from unmask.data.manifest import checksum
+
+    folder = write(tmp_path / "s", random_documents(12, longest=20))
+    record = json.loads((folder / "store.json").read_text())
+    for name in ("crc32", "block_bytes"):
+        del record["shards"][0][name]
+    record["checksum"] = checksum(record)
+    (folder / "store.json").write_text(json.dumps(record))
+    before = everything(TokenStore.open(folder))
+    shard = folder / "shard-00000.arrow"
+    whole = bytearray(shard.read_bytes())
+    place = whole.index(np.array(before[3][0], np.uint16).tobytes())
+    whole[place] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(StoreError, match="its bytes are not those that were written"):
+        TokenStore.open(folder)
+
+
 def test_a_changed_record(tmp_path):
     folder = write(tmp_path / "s", random_documents(5))
     marker = folder / "store.json"

@@ -71,9 +71,10 @@ def test_what_stands_out_and_what_is_written_down(texts, tmp_path):
     (tmp_path / "terms.json").write_text(json.dumps(found))
     terms = load_terms(tmp_path / "terms.json")
     assert terms.share == pytest.approx(2 / 5) and terms.hashes.tolist() == word_hashes(np.array([30, 31]), np.array([0])).tolist()
-    (tmp_path / "terms.json").write_text("{}")
-    with pytest.raises(DataError, match="is not the list of terms that the run began with"):
-        load_terms(tmp_path / "terms.json")
+    for damaged in ("{}", json.dumps(found).replace("[30, 31]", "[30, 32]"), "["):
+        (tmp_path / "terms.json").write_text(damaged)
+        with pytest.raises(DataError, match="is not the list of terms that the run began with"):
+            load_terms(tmp_path / "terms.json")
 
 
 def test_no_more_words_stand_out_than_a_fifth_of_the_tokens(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from unmask.data.tokenizer import load_tokenizer, save_tokenizer, special_ids, tokenizer_hash, train_tokenizer, word_starts
 from unmask.data.vocab_extension import Extension, extend, propose
-from unmask.errors import TokenizerError
+from unmask.errors import DataError, TokenizerError
 
 GENERAL = ["the cat sat on the mat and the dog ran to the door of the house in the rain"] * 40
 DOMAIN = [
@@ -115,6 +115,11 @@ def test_what_was_found_is_read_as_it_was_written(tokenizers, tmp_path):
     found = propose(tokenizers["bpe"], DOMAIN, 4)
     found.save(tmp_path / "vocabulary.json")
     assert Extension.load(tmp_path / "vocabulary.json") == found
+    text = (tmp_path / "vocabulary.json").read_text()
+    for damaged in (text.replace('"num_documents": ', '"num_documents": 1'), text[:-20], "[]"):
+        (tmp_path / "vocabulary.json").write_text(damaged)
+        with pytest.raises(DataError, match="is not the list of words that the run began with"):
+            Extension.load(tmp_path / "vocabulary.json")
 
 
 def test_what_cannot_be_extended_is_refused(tokenizers):

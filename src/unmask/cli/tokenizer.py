@@ -45,6 +45,7 @@ def tokenizer(
 
     The folder loads with transformers' AutoTokenizer, and goes to `unmask pack --tokenizer`.
     """
+    from ..data.manifest import write_manifest
     from ..data.text import read
     from ..data.tokenizer import describe, load_tokenizer, save_tokenizer, tokenizer_hash, train_tokenizer
     from ..data.whole import whole_folder
@@ -67,6 +68,7 @@ def tokenizer(
                 special_tokens=special_token or (), min_frequency=min_frequency, max_length=max_length,
             )  # fmt: skip
             save_tokenizer(made, partial)
+            write_manifest(partial)
     else:
         for _ in text:
             pass

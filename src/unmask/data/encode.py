@@ -53,9 +53,11 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Save the tokenizer beside the corpus."""
+        from .manifest import write_manifest
         from .tokenizer import save_tokenizer
 
         save_tokenizer(self.tokenizer, folder)
+        write_manifest(folder)
 
     def encode_all(self, batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], list[str], Tokens]]:
         """Yield each batch with its tokens; the next one is being encoded meanwhile."""

@@ -199,5 +199,5 @@ def json_lines(numbered: Iterable[tuple[int, str]], path: Path | str) -> Iterato
             continue
         try:
             yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
             raise DataError(f"{path}:{number}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None

@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
-from .store_writer import FORMAT, MARKER, VERSION, StoreWriter, checksum
+from .blocks import Blocks
+from .manifest import checksum
+from .store_writer import FORMAT, MARKER, VERSION, StoreWriter
 
 __all__ = ["StoreWriter", "TokenStore"]
 
@@ -35,6 +37,7 @@ class TokenStore:
         self.dtype = np.dtype(metadata["dtype"])
         self._ids: list[np.ndarray] = []  # each shard's bytes, seen as token ids
         self._bits: list[np.ndarray] = []  # the same bytes, seen as bytes
+        self._blocks: list[Blocks | None] = []  # of each shard, None where all of it was checked
         self._batches: list[pa.RecordBatch] = []
         places: list[tuple[int, int, int]] = []  # of a record batch: shard, first token id in its view, first bit in its bytes
         lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -53,9 +56,10 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path, *, tokenizer_hash: str | None = None, verify: bool = False) -> TokenStore:
-        """Return the store in `folder`; sizes, ends and counts are checked, and with `verify` every byte.
+        """Return the store in `folder`; what is read of it is checked when it is read first, and with `verify` every byte now.
 
-        Raises: StoreError where it is missing, not finished, damaged, or was built with another tokenizer than `tokenizer_hash`.
+        Raises: StoreError where it is missing, not finished, damaged, or was built with another tokenizer than `tokenizer_hash`; damage
+        to a document is found when that is read.
         """
         folder = Path(folder)
         marker = folder / MARKER
@@ -101,8 +105,10 @@ class TokenStore:
             data = pa.memory_map(str(path)).read_buffer()
             if data[-len(_END) :].to_pybytes() != _END:
                 raise self._damaged(path, "its end is not the end of an Arrow stream")
-            if verify and hashlib.sha256(data).hexdigest() != shard["sha256"]:
+            whole = verify or "crc32" not in shard  # a store of an earlier Unmask has no sums of its blocks
+            if whole and hashlib.sha256(data).hexdigest() != shard["sha256"]:
                 raise self._damaged(path, f"its bytes are not those that were written (SHA-256 {shard['sha256'][:16]}... in {MARKER})")
+            lazy: list[tuple[int, int]] = []  # where the columns lie that are checked when they are read
             for batch in pa.ipc.open_stream(data):
                 batch.validate()  # the shape only, not the content
                 ids, words = batch.column("input_ids"), batch.column("word_start")
@@ -116,11 +122,39 @@ class TokenStore:
                 if not all(0 <= offset < size for offset in place) or place[0] % self.dtype.itemsize:
                     raise self._damaged(path, "its tokens do not lie in it as they are (a store must not be compressed)")
                 result.append((batch, (number, place[0] // self.dtype.itemsize, place[1] * 8), counts))
-        except (pa.ArrowException, OSError, KeyError, AttributeError, SystemError) as error:  # pyarrow raises all of these
+                known = {(ids.buffers()[1].address, ids.buffers()[1].size)}  # the offsets, read just now
+                lazy += [(low - data.address, low - data.address + size) for low, size in self._extents(batch) - known]
+            blocks = None if whole else Blocks(np.frombuffer(data, np.uint8), shard)
+            if blocks is not None:
+                blocks.check_but(*np.array(lazy, np.int64).reshape(-1, 2).T)
+        except StoreError:
+            raise
+        # pyarrow raises all of these, and so do the sums of blocks
+        except (pa.ArrowException, OSError, KeyError, AttributeError, SystemError, TypeError, ValueError, OverflowError) as error:
             raise self._damaged(path, str(error)) from None
         self._ids.append(np.frombuffer(data, self.dtype, count=size // self.dtype.itemsize))
         self._bits.append(np.frombuffer(data, np.uint8))
+        self._blocks.append(blocks)
         return result
+
+    @staticmethod
+    def _extents(batch: pa.RecordBatch, *names: str) -> set[tuple[int, int]]:
+        """Return address and size of the buffers of a record batch's columns, of all where none are named."""
+        columns = [batch.column(name) for name in names or batch.schema.names]
+        return {(buffer.address, buffer.size) for column in columns for buffer in column.buffers() if buffer is not None}
+
+    def _check(self, shard: int, start: np.ndarray, stop: np.ndarray) -> None:
+        """Check bytes [start, stop) of a shard before they are read.
+
+        Raises: StoreError.
+        """
+        blocks = self._blocks[shard]
+        if blocks is None:
+            return
+        try:
+            blocks.check(start, stop)
+        except ValueError as error:
+            raise self._damaged(self.folder / self.metadata["shards"][shard]["name"], str(error)) from None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -157,7 +191,9 @@ class TokenStore:
         batch, _ = self._locate(document)
         shard, place, _ = self._places[batch]
         start = place + self._bounds[document] - self._bounds[self._first[batch]]
-        return self._ids[shard][start : start + self.lengths[document]]
+        stop = start + self.lengths[document]
+        self._check(shard, *(np.array([self.dtype.itemsize * one]) for one in (start, stop)))
+        return self._ids[shard][start:stop]
 
     def word_start(self, document: int) -> np.ndarray:
         """Return, for each token of a document, whether it begins a word."""
@@ -182,6 +218,9 @@ class TokenStore:
         for shard in np.unique(shards):
             chosen = shards == shard
             where = slice(None) if chosen.all() else np.repeat(chosen, counts)
+            for column, unit in ((1, 8 * self.dtype.itemsize), (2, 1)):  # both in bits
+                low = (inside[chosen] + self._places[batch[chosen], column]) * unit
+                self._check(shard, low >> 3, (low + counts[chosen] * unit + 7) >> 3)
             place = within[where]
             token = place + np.repeat(self._places[batch[chosen], 1], counts[chosen])
             bit = place + np.repeat(self._places[batch[chosen], 2], counts[chosen])
@@ -191,10 +230,16 @@ class TokenStore:
 
     def document_id(self, document: int) -> str:
         """Return the name that a document was packed with."""
-        batch, row = self._locate(document)
-        return str(self._batches[batch].column("id")[row].as_py())
+        return str(self._cell(document, "id"))
 
     def num_bytes(self, document: int) -> int:
         """Return the length of a document's text in UTF-8 bytes."""
+        return int(self._cell(document, "num_bytes"))
+
+    def _cell(self, document: int, name: str) -> Any:
         batch, row = self._locate(document)
-        return int(self._batches[batch].column("num_bytes")[row].as_py())
+        shard = int(self._places[batch][0])
+        low, size = np.array(sorted(self._extents(self._batches[batch], name)), np.int64).T
+        low -= self._bits[shard].ctypes.data
+        self._check(shard, low, low + size)
+        return self._batches[batch].column(name)[row].as_py()

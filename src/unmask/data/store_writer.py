@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,30 +17,51 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RunError, StoreError
+from .manifest import checksum
 
 MARKER = "store.json"
 FORMAT, VERSION = "unmask-token-store", 1
 SHARD_BYTES = 256 * 2**20
+BLOCK_BYTES = 2**14  # of a shard: what has a CRC-32 of its own, so that what is read can be checked without reading everything
 BATCH_TOKENS = 2**20  # tokens a record batch: what the writer holds in memory, and what one message of a shard holds
 
 
 class _Sink:
-    """A file that is hashed while it is written."""
+    """A file that is hashed while it is written, as a whole and block by block."""
 
     closed = False
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.hash = path, 0, hashlib.sha256()
+        self.sums: list[int] = []
+        self.running = 0  # the sum of the block that is not full yet
         self.file = open(path, "wb")
 
     def write(self, data: Any) -> int:
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         self.hash.update(view)
-        self.size += view.nbytes
+        at = 0
+        while at < len(view):
+            piece = view[at : at + BLOCK_BYTES - self.size % BLOCK_BYTES]
+            self.running = zlib.crc32(piece, self.running)
+            self.size, at = self.size + len(piece), at + len(piece)
+            if self.size % BLOCK_BYTES == 0:
+                self._end_block()
         try:
             return self.file.write(view)
         except OSError as error:
             raise self._full(error) from error
+
+    def _end_block(self) -> None:
+        self.sums.append(self.running)
+        self.running = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return size and sums of a shard that is closed, for `store.json`."""
+        if self.size % BLOCK_BYTES:
+            self._end_block()
+        sums = base64.b64encode(np.array(self.sums, "<u4").tobytes()).decode()
+        return {"size": self.size, "sha256": self.hash.hexdigest(), "block_bytes": BLOCK_BYTES, "crc32": sums}
 
     def flush(self) -> None:
         self.file.flush()
@@ -182,7 +205,7 @@ class StoreWriter:
         if self._sink is not None and self._stream is not None:
             self._stream.close()
             self._sink.close()
-            self._shards[-1] |= {"size": self._sink.size, "sha256": self._sink.hash.hexdigest()}
+            self._shards[-1] |= self._sink.record()
             self._sink = self._stream = None
 
     def close(self) -> None:
@@ -231,9 +254,3 @@ class StoreWriter:
             self.close()
         else:
             self.abort()
-
-
-def checksum(record: dict[str, Any]) -> str:
-    """Return the checksum of a store's record, over everything else in it."""
-    plain = {key: value for key, value in record.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

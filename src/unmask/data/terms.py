@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .manifest import check_sum, checksum
 from .masking import Terms, Vocabulary, word_hashes
 from .store import TokenStore
 
@@ -107,10 +108,11 @@ def find_terms(domain: TokenStore, general: TokenStore, vocabulary: Vocabulary, 
             f"no word of the domain ({total:,} words) stands out against the general text ({other_total:,} words): {DEFINITION}; "
             "give more text, or another masking.strategy (whole_word)"
         )
-    return {
+    record = {
         "definition": DEFINITION, "share_of_tokens": tokens / num_tokens, "num_terms": len(terms),
         "num_words": total, "num_general_words": other_total, "terms": terms,
     }  # fmt: skip
+    return {**record, "checksum": checksum(record)}
 
 
 def log_odds(counts: np.ndarray, total: int, other: np.ndarray, other_total: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +129,9 @@ def load_terms(path: Path) -> Terms:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        check_sum(record)
         words, share = [np.array(term["ids"], np.int64) for term in record["terms"]], float(record["share_of_tokens"])
         lengths = np.array([len(word) for word in words])
         return Terms(np.sort(word_hashes(np.concatenate(words), np.cumsum(lengths) - lengths)), share)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"'{path}' is not the list of terms that the run began with ({error}); start a new run") from None

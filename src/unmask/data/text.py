@@ -296,7 +296,7 @@ def _json(source: Source, options: Options) -> Iterator[Document]:
             continue
         try:
             row, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
             if not done:
                 need = max(2 * (len(text) - at), files.CHUNK_BYTES)
                 continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import RunError, TokenizerError
 from ..hub import only_local
+from .manifest import TRAINING, WEIGHTS, check_manifest
 from .vocabulary import BERT_NAMES, Kind, template, train_tokenizer, wrap
 from .words import word_starts, word_table
 
@@ -55,7 +56,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
         raise TokenizerError(f"the tokenizer of '{name}' ({type(tokenizer).__name__}) has no tokenizer.json and cannot be made into one")
     backend.no_truncation()
     backend.no_padding()
-    for key in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+    for key in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(key, None)
     _check(tokenizer, name)
     return tokenizer
@@ -75,6 +76,7 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
 
 
 def _load_folder(path: Path) -> Any:
+    check_manifest(path, leave_out=(*WEIGHTS, *TRAINING), error=TokenizerError)
     has = {file.name for file in path.iterdir()}
     if "tokenizer_config.json" in has and has & {"tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"}:
         return _load_auto(str(path), None)
@@ -85,7 +87,7 @@ def _load_folder(path: Path) -> Any:
         return _load_auto(str(path), None)
     for inner in ("tokenizer", "model"):  # a packed corpus, a run
         if inner in has and (path / inner / "tokenizer.json").is_file():
-            return _load_auto(str(path / inner), None)
+            return _load_folder(path / inner)
     raise TokenizerError(f"'{path}' holds no tokenizer; expected tokenizer.json, vocab.txt, or vocab.json with merges.txt")
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import TokenizerError
+from ..errors import DataError, TokenizerError
 from .encode import Encoder
+from .manifest import check_sum, checksum
 from .tokenizer import special_ids
 from .vocabulary import wrap
 from .words import ALONE, CONTINUES, LETTER, Surfaces, character_class
@@ -70,15 +71,23 @@ class Extension:
 
     def save(self, path: Path) -> None:
         """Write the words as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        record = asdict(self)
+        path.write_text(json.dumps({**record, "checksum": checksum(record)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Extension:
-        """Return what `save` wrote."""
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        """Return what `save` wrote.
+
+        Raises: DataError for anything else.
+        """
         lists = ("pieces", "piece_ids", "piece_counts")
-        words = (Word(**{**word, **{name: tuple(word[name]) for name in lists}}) for word in data["words"])
-        return cls(**{**data, "words": tuple(words)})
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            check_sum(data)
+            words = tuple(Word(**{**word, **{name: tuple(word[name]) for name in lists}}) for word in data["words"])
+            return cls(**{**{name: value for name, value in data.items() if name != "checksum"}, "words": words})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"'{path}' is not the list of words that the run began with ({error}); start a new run") from None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.manifest import TRAINING, check_manifest
 from ..data.tokenizer import save_tokenizer
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
 from ..hub import only_local
@@ -83,6 +84,8 @@ def from_pretrained(
     import transformers
 
     local = check_folder(name)
+    if local:
+        check_manifest(Path(name).expanduser(), leave_out=TRAINING)
     if attention != "packed":
         options["attn_implementation"] = attention
     try:

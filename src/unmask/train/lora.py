@@ -123,12 +123,13 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 def keep_base(folder: Path, model: Callable[[], PreTrainedModel], tokenizer: Any) -> Path:
     """Write the model as it is before training into the run's folder, once, and return where it is."""
+    from ..data.manifest import write_manifest
     from ..model.load import save_model
     from .checkpoint import write_folder
 
     base = folder / BASE
     if not base.is_dir():
-        write_folder(base, lambda partial: save_model(model(), tokenizer, partial))
+        write_folder(base, lambda partial: write_manifest(save_model(model(), tokenizer, partial)))
     return base
 
 
