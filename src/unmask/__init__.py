@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # public name -> module that holds it; importing unmask imports none of them (no torch until a name is used)
 _PUBLIC = {
     "UnmaskError": "errors",
+    "box_model": "box",
     "read": "data.text",
     "pack": "data.pack",
     "train_tokenizer": "data.tokenizer",
@@ -21,12 +22,14 @@ _PUBLIC = {
     "pretrain": "evaluate.runs",
     "adapt": "evaluate.runs",
     "resume": "evaluate.runs",
+    "status": "train.status",
     "finetune": "evaluate.tasks",
     "evaluate_task": "evaluate.tasks",
     "doctor": "tasks.doctor",
     "Classifier": "tasks.classify",
     "LabelWords": "tasks.label_words",
     "Tagger": "tasks.ner",
+    "Answerer": "tasks.qa",
     "Filler": "tasks.fill",
     "fill": "tasks.fill",
     "evaluate": "evaluate.evaluation",

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
@@ -29,7 +30,23 @@ def alone(path: Path, *, error: Error = CheckpointError, file: bool = False) -> 
         os.close(descriptor)
 
 
+def is_held(path: Path) -> bool | None:
+    """Return whether another process is `alone` with a folder or a file; None on a file system that has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # shared, so that two who ask do not see each other, and for no longer than the question
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _locked(path: Path, error: Error, file: bool) -> int:
+    refusals = 0
     while True:
         if not file:
             path.mkdir(parents=True, exist_ok=True)
@@ -43,6 +60,10 @@ def _locked(path: Path, error: Error, file: bool) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            refusals += 1
+            if refusals < 3:  # somebody may only have asked: is_held
+                time.sleep(0.02)
+                continue
             name = path.name.removesuffix(".partial")
             raise error(f"another process is at work on '{path.with_name(name)}'; wait for it, stop it, or choose another name") from None
         except OSError:  # some network file systems have no locks
