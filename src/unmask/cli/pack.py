@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 import typer
 
+from .on import On, Workers, place
+
 STAGES = {"read": "reading and cleaning", "compare": "finding duplicates", "tokenize": "tokenizing"}
 
 
@@ -27,6 +29,8 @@ def pack(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on after a file that cannot be read; the report names it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a packed corpus of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    on: On = None,
+    workers: Workers = None,
 ) -> None:
     """Turn text into a packed corpus: cleaned, de-duplicated, split by content, tokenized.
 
@@ -34,10 +38,10 @@ def pack(
     """
     from ..data.pack import pack as run
 
-    with Progress() as progress:
+    with place(on, workers) as cluster, Progress() as progress:
         report = run(
             sources, out, tokenizer=tokenizer, held_out=held_out, dedup=dedup, skip_bad=skip_bad, overwrite=overwrite,  # type: ignore[arg-type]
-            progress=progress, format=format, text_column=text_column, id_column=id_column, layout=layout, encoding=encoding,
+            progress=progress, on=cluster, format=format, text_column=text_column, id_column=id_column, layout=layout, encoding=encoding,
         )  # fmt: skip
     print(json.dumps(report, ensure_ascii=False) if as_json else summary(report, out))
 

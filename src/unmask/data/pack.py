@@ -13,8 +13,9 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,9 +23,10 @@ import numpy as np
 
 from ..errors import DataError, RunError, StoreError
 from .clean import content_hash, normalise, split_point
-from .encode import Encoder
+from .encode import Encoder, Tokens
 from .files import EmptyFile
 from .near import NUM_BANDS, KeyIndex, band_keys
+from .over import Over, Place, along, here
 from .spill import Spill
 from .text import Document, read
 from .whole import whole_folder
@@ -64,13 +66,15 @@ def pack(
     skip_bad: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on: Place | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
     """Pack a corpus into the folder `out` and return its report; `tokenizer` is one, or its name or folder; `reading` goes to `read`.
 
     Near-duplicates are never on both sides of the split: with dedup="near" only the first is kept; else a document that has one
     is not held out.
-    A file that cannot be read ends the pack, unless `skip_bad`. The folder appears when everything is in it.
+    A file that cannot be read ends the pack, unless `skip_bad`. The folder appears when everything is in it. `on` is a Cluster that
+    cleans, hashes and tokenizes, to the same folder; texts are read and the folder is written here.
     Raises: DataError, TokenizerError; StoreError where `out` exists and not `overwrite`; RunError when the disk is full.
     """
     if dedup not in DEDUP:
@@ -83,9 +87,13 @@ def pack(
     documents = read(sources, on_skip=_skipper(counts, skip_bad), **reading)
     encoder = Encoder.of(tokenizer)
     try:
-        with whole_folder(out, made_of=MADE_OF, error=StoreError) as partial:
+        with (
+            whole_folder(out, made_of=MADE_OF, error=StoreError) as folder,
+            contextlib.nullcontext(here(encoder)) if on is None else on.hired(partial(Encoder.of, encoder.tokenizer)) as over,
+        ):
             _check_out(out, overwrite)  # once more: another pack may have finished meanwhile
-            return _pack(documents, partial, encoder, held_out, dedup, counts, progress or (lambda stage, num_documents, num_bytes: None))
+            show = progress or (lambda stage, num_documents, num_bytes: None)
+            return _pack(documents, folder, encoder, over, held_out, dedup, counts, show)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
@@ -116,7 +124,14 @@ def _skipper(counts: Counts, skip_bad: bool) -> Callable[[DataError], None]:
 
 
 def _pack(
-    documents: Iterator[Document], folder: Path, encoder: Encoder, held_out: float, dedup: str, counts: Counts, progress: Progress
+    documents: Iterator[Document],
+    folder: Path,
+    encoder: Encoder,
+    over: Over,
+    held_out: float,
+    dedup: str,
+    counts: Counts,
+    progress: Progress,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     work = folder / "work"
@@ -124,11 +139,11 @@ def _pack(
     compare = dedup == "near" or held_out > 0
     index = KeyIndex(work / "keys", 1 + (NUM_BANDS if compare else 0))
     spill = Spill(work / "documents")
-    _first_pass(documents, spill, index, compare, counts, progress)
+    _first_pass(documents, spill, index, over, compare, counts, progress)
     read_seconds = time.perf_counter() - started
     flags = _find_repeats(index, work, dedup, compare, progress)
     find_seconds = time.perf_counter() - started - read_seconds
-    report = _second_pass(spill, flags, folder, encoder, held_out, dedup, counts, progress)
+    report = _second_pass(spill, flags, folder, encoder, over, held_out, dedup, counts, progress)
     encode_seconds = report.pop("seconds")
     encoder.save(folder / "tokenizer")
     del flags
@@ -167,9 +182,20 @@ def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _first_pass(documents: Iterator[Document], spill: Spill, index: KeyIndex, compare: bool, counts: Counts, progress: Progress) -> None:
-    for batch in batches(documents):
-        texts = [normalise(document.text) for document in batch]
+def _cleaned(worker: Any, batches: Iterable[list[str]], *, compare: bool) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield the clean texts of each batch, "" for the empty ones, and the keys of the others."""
+    for batch in batches:
+        texts = [normalise(text) for text in batch]
+        full = [text for text in texts if text]
+        keys = np.fromiter(map(content_hash, full), np.uint64, len(full))[:, None]
+        yield texts, np.hstack([keys, band_keys(full)]) if compare and full else keys
+
+
+def _first_pass(
+    documents: Iterator[Document], spill: Spill, index: KeyIndex, over: Over, compare: bool, counts: Counts, progress: Progress
+) -> None:
+    stage = partial(_cleaned, compare=compare)
+    for batch, (texts, keys) in along(over, stage, batches(documents), lambda batch: [document.text for document in batch]):
         counts.read += len(batch)
         counts.bytes_read += sum(len(text.encode("utf-8")) for text in texts)
         for document in batch:  # the first so many by name: files may be millions
@@ -181,8 +207,7 @@ def _first_pass(documents: Iterator[Document], spill: Spill, index: KeyIndex, co
             texts = [text for text in texts if text]
         if texts:
             spill.add(texts, batch)
-            keys = np.fromiter(map(content_hash, texts), np.uint64, len(texts))[:, None]
-            index.add(np.hstack([keys, band_keys(texts)]) if compare else keys)
+            index.add(keys)
         progress("read", counts.read, counts.bytes_read)
     spill.finish()
     index.finish()
@@ -200,8 +225,21 @@ def _find_repeats(index: KeyIndex, work: Path, dedup: str, compare: bool, progre
     return flags
 
 
+def _tokenized(encoder: Encoder, batches: Iterable[list[str]]) -> Iterator[Tokens]:
+    for *_, tokens in encoder.encode_all(("", [], texts) for texts in batches):
+        yield tokens
+
+
 def _second_pass(
-    spill: Spill, flags: np.ndarray, folder: Path, encoder: Encoder, held_out: float, dedup: str, counts: Counts, progress: Progress
+    spill: Spill,
+    flags: np.ndarray,
+    folder: Path,
+    encoder: Encoder,
+    over: Over,
+    held_out: float,
+    dedup: str,
+    counts: Counts,
+    progress: Progress,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     sides = ("train", "heldout") if held_out else ("train",)
@@ -209,7 +247,8 @@ def _second_pass(
     with contextlib.ExitStack() as stack:
         writers = {side: stack.enter_context(encoder.writer(folder / side)) for side in sides}
         jsonl = stack.enter_context(open(folder / "heldout.jsonl", "w", encoding="utf-8")) if held_out else None
-        for side, ids, texts, tokens in encoder.encode_all(_sides(spill, flags, held_out, dedup, counts, jsonl)):
+        batches = _sides(spill, flags, held_out, dedup, counts, jsonl)
+        for (side, ids, texts), tokens in along(over, _tokenized, batches, lambda batch: batch[2]):
             sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, len(texts))
             writers[side].add_flat(*tokens, ids, sizes)
             encoder.count(side, tokens, sizes)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.over import Place
 from ..data.rows import Row, check_columns, read_rows
 from ..errors import ConfigError, DataError
 from ..infer.targets import Answered, Question, TargetScore, mask_marker, score_targets
@@ -69,6 +70,7 @@ def cloze(
     format: str | None = None,
     encoding: str = "utf-8",
     progress: Callable[[int, int], None] | None = None,
+    on: Place | None = None,
 ) -> Outcome:
     """Return how well a model fills the blanks of CSV, TSV or JSONL files that name the right answers.
 
@@ -99,7 +101,7 @@ def cloze(
         categories = {slice_by: category(row.values, slice_by)} if slice_by else {}
         return Blank(row.where, text, _several(row.values.get(answer_column), row.where), others, categories)
 
-    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens, on=on)
     predictions = list(_counted(ask(engine, tokenizer, map(blank, rows), max_length=max_length), len(rows), progress))
     found = _metrics(predictions, resamples=resamples, seed=seed)
     found = {"test": "cloze", "model": name, "files": names(sources), **found, "settings": {
@@ -123,6 +125,7 @@ def facts(
     batch_tokens: int | None = None,
     encoding: str = "utf-8",
     progress: Callable[[int, int], None] | None = None,
+    on: Place | None = None,
 ) -> Outcome:
     """Return how many facts of LAMA's files (JSONL with masked_sentences, obj_label and maybe predicate_id) a model knows.
 
@@ -142,7 +145,7 @@ def facts(
                 f"{', '.join(names(sources))}: there is no '{needed}'; a fact of LAMA's has masked_sentences (or masked_sentence) and "
                 f"obj_label, and these have: {', '.join(columns)}; other texts with blanks are a cloze test (--cloze)"
             )
-    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens, on=on)
     marker = mask_marker(tokenizer)
     by_file = "predicate_id" not in columns
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.over import Place
 from ..data.rows import Row, check_columns, read_rows
 from ..errors import ConfigError, DataError
 from .evaluation import load
@@ -45,6 +46,7 @@ def minimal_pairs(
     format: str | None = None,
     encoding: str = "utf-8",
     progress: Callable[[int, int], None] | None = None,
+    on: Place | None = None,
 ) -> Outcome:
     """Return how often a model prefers the good sentence of a pair, overall and for each phenomenon, with 95% intervals over pairs.
 
@@ -63,9 +65,10 @@ def minimal_pairs(
     rows = read_rows(sources, format=format, encoding=encoding, most=MAX_ITEMS)
     check_columns(rows, columns, "--pair-columns GOOD,BAD")
     check_columns(rows, [slice_by] if slice_by else [], "--slice-by")
-    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens, on=on)
     runs = engine.backend if engine.model is None else engine.model
     scorer = Scorer(runs, tokenizer, max_length=max_length, max_tokens=batch_tokens, precision=precision)
+    scorer.engine.over = engine.over
     scores = scorer.score((_sentence(row, column) for row in rows for column in columns), method=method)  # type: ignore[arg-type]
     present = {column for row in rows for column in row.values}
     dimensions = [column for column in (slice_by, *PHENOMENA) if column is not None and column in present]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.over import Over, here
 from ..errors import RunError, TaskError
 from .arrays import concatenate
 from .backends import Backend
@@ -28,7 +30,8 @@ class Engine:
 
     The model is one of transformers or a Backend. `max_tokens` is what one forward pass holds (a longer sequence runs alone), `lookahead`
     how many passes' worth of sequences are read ahead to be sorted by length; `precision` is fp32, bf16 or auto (whichever multiplies
-    faster here; a Backend has its own). Threads may share an engine or a model: passes take turns.
+    faster here; a Backend has its own). Threads may share an engine or a model: passes take turns. `over` is where groups of sequences are
+    run, here unless a Cluster has set it.
     """
 
     def __init__(
@@ -49,11 +52,17 @@ class Engine:
         self.device = self.backend.device
         self.precision = self.backend.precision
         self.max_length = self.backend.max_length
+        self.over: Over | None = None
 
     @property
     def model(self) -> Any:
         """The model of transformers that runs; None where it is another backend."""
         return getattr(self.backend, "model", None)
+
+    @property
+    def precision_name(self) -> str:
+        """The name of the numbers in which the model runs."""
+        return str(getattr(self.precision, "name", self.precision))
 
     def logits(self, requests: Iterable[Request]) -> Iterator[Any]:
         """Yield for each request, in order, the fp32 logits at its positions. Shapes: (N, V)."""
@@ -68,7 +77,12 @@ class Engine:
         Raises: TaskError for a sequence longer than the model has positions, or one that asks for nothing; RunError where a single
             sequence does not fit in memory.
         """
-        take = reduce if labelled else lambda logits, labels: reduce(logits)
+        over = self.over or here(self)
+        for results in over(partial(_passes, reduce=reduce, labelled=labelled), self._groups(requests)):
+            yield from results
+
+    def _groups(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
+        """Yield sequences as they are sorted and packed together."""
         waiting: list[Request] = []
         num_tokens = 0
         for number, request in enumerate(requests):
@@ -76,10 +90,10 @@ class Engine:
             waiting.append(request)
             num_tokens += len(request.input_ids)
             if num_tokens >= self.max_tokens * self.lookahead:
-                yield from self._run_sorted(waiting, take)
+                yield waiting
                 waiting, num_tokens = [], 0
         if waiting:
-            yield from self._run_sorted(waiting, take)
+            yield waiting
 
     def _check(self, request: Request, number: int) -> None:
         length, positions = len(request.input_ids), np.asarray(request.positions, dtype=np.int64)
@@ -133,3 +147,9 @@ class Engine:
 
     def _cost(self, batch: Pack) -> int:
         return len(batch) * int(batch.lengths.max()) if self.backend.padded else batch.num_tokens
+
+
+def _passes(engine: Engine, groups: Iterable[list[Request]], *, reduce: Reduce, labelled: bool) -> Iterator[list[tuple[Any, ...]]]:
+    take = reduce if labelled else lambda logits, labels: reduce(logits)
+    for group in groups:
+        yield engine._run_sorted(group, take)

@@ -12,11 +12,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..data.over import here
 from ..data.tokenizer import frame, special_ids
 from ..data.words import Surfaces
 from ..errors import TaskError
@@ -128,7 +130,16 @@ def score_targets(engine: Engine, tokenizer: Any, questions: Iterable[Question],
     unknown token, that is empty, that holds a special token, or that the tokenizer joins to what stands before the mask.
     Raises: TaskError where `max_length` leaves no room.
     """
-    yield from _Asker(engine, tokenizer, max_length).run(questions)
+    rest = iter(questions)
+    chunks = iter(lambda: list(islice(rest, CHUNK)), [])
+    for answers in (engine.over or here(engine))(partial(_answers, tokenizer=tokenizer, max_length=max_length), chunks):
+        yield from answers
+
+
+def _answers(engine: Engine, chunks: Iterable[list[Question]], *, tokenizer: Any, max_length: int | None) -> Iterator[list[Answered]]:
+    asker = _Asker(engine, tokenizer, max_length)
+    for chunk in chunks:
+        yield asker.answer(chunk)
 
 
 class _Asker:
@@ -152,18 +163,16 @@ class _Asker:
         self.wanted: list[list[int]] = []  # by the label of a request: the ids that are asked for there
         self.width = 0  # of the longest of these lists
 
-    def run(self, questions: Iterable[Question]) -> Iterator[Answered]:
+    def answer(self, chunk: list[Question]) -> list[Answered]:
         # one sitting of the engine a chunk: what is wanted is numbered anew, and nothing piles up
-        rest = iter(questions)
-        while chunk := list(islice(rest, CHUNK)):
-            items = self._prepare(chunk)
-            self.wanted.clear()
-            nodes = [(item, node) for item in items for node in item.nodes]
-            self.width = max((len(item.nodes[node]) for item, node in nodes), default=0)
-            results = self.engine.run((self._request(item, node) for item, node in nodes), self._look, labelled=True)
-            for (item, _), result in zip(nodes, results, strict=True):
-                item.results.append(result)
-            yield from map(self._finish, items)
+        items = self._prepare(chunk)
+        self.wanted.clear()
+        nodes = [(item, node) for item in items for node in item.nodes]
+        self.width = max((len(item.nodes[node]) for item, node in nodes), default=0)
+        results = self.engine.run((self._request(item, node) for item, node in nodes), self._look, labelled=True)
+        for (item, _), result in zip(nodes, results, strict=True):
+            item.results.append(result)
+        return list(map(self._finish, items))
 
     # text to ids
 

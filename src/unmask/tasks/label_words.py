@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.over import Over, Place, along, here
 from ..data.tokenizer import frame
 from ..errors import TaskError
 from ..infer.backends import Backend
@@ -49,6 +51,7 @@ class LabelWords:
         **options: Any,
     ) -> None:
         self.engine, self.tokenizer = Engine(model, **options), tokenizer
+        self.over: Over | None = None  # where chunks of texts are classified: here, unless a Cluster has set it
         self.labels = list(words)
         self.words = [[word] if isinstance(word, str) else list(word) for word in words.values()]
         if len(self.labels) < 2 or not all(self.words):
@@ -66,15 +69,23 @@ class LabelWords:
             self.prior = np.log(np.mean([np.exp(row) for row in self._scores(self._fill(text, "") for text in NOTHING)], axis=0))
 
     @classmethod
-    def load(cls, name_or_path: str | Path, words: Mapping[str, Sequence[str]], *, device: str = "auto", **options: Any) -> LabelWords:
+    def load(
+        cls, name_or_path: str | Path, words: Mapping[str, Sequence[str]], *, device: str = "auto", on: Place | None = None, **options: Any
+    ) -> LabelWords:
         """Return one of a masked language model: a folder, an exported one or a Hub id; `options` as of the class.
 
+        `on` is a Cluster that classifies what `stream` is given, with the model sent to its workers.
         Raises: CheckpointError, TokenizerError, TaskError.
         """
         from ..infer.load import load
 
-        model, tokenizer = load(name_or_path, device=device)
-        return cls(model, tokenizer, words, **options)
+        model, tokenizer = load(name_or_path, device=device if on is None else "cpu")
+        made = cls(model, tokenizer, words, **options)
+        if on is not None:
+            on.spread(
+                made, name_or_path, partial(cls.load, words=words, **{**options, "precision": made.engine.precision_name}), device=device
+            )
+        return made
 
     def features(self, texts: Iterable[str | tuple[str, str]]) -> np.ndarray:
         """Return for each text the log-probability of each label word, less its prior. Shapes: (n, words)."""
@@ -126,8 +137,8 @@ class LabelWords:
 
     def stream(self, items: Iterable[Text]) -> Iterator[tuple[TextItem, Classified]]:
         """Yield each of any number of items with what the label words say of it, in bounded memory."""
-        for chunk in chunks(map(as_item, items), CHUNK):
-            yield from zip(chunk, self.predict([item.text if item.pair is None else (item.text, item.pair) for item in chunk]), strict=True)
+        for chunk, results in along(self.over or here(self), _predicted, chunks(map(as_item, items), CHUNK), lambda chunk: chunk):
+            yield from zip(chunk, results, strict=True)
 
     def _rows(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[tuple[np.ndarray, int]]:
         """Yield the log-probabilities of the label words for each text, and in how many windows it was read."""
@@ -164,6 +175,11 @@ class LabelWords:
             if wrong is not None:
                 raise TaskError(wrong)
             yield np.array([target.log_prob for target in answer.targets])
+
+
+def _predicted(words: LabelWords, chunks: Iterable[Sequence[TextItem]]) -> Iterator[list[Classified]]:
+    for chunk in chunks:
+        yield words.predict([item.text if item.pair is None else (item.text, item.pair) for item in chunk])
 
 
 def parse(given: Sequence[str]) -> dict[str, list[str]]:

@@ -1,0 +1,1 @@
+"""Work spread over many machines by Ray."""
