@@ -14,7 +14,7 @@ import pytest
 import unmask
 
 ROOT = Path(unmask.__file__).parent
-ORDER = ["data", "model", "train", "infer", "tasks", "evaluate", "export", "serve", "cluster", "cli"]
+ORDER = ["box", "data", "model", "train", "infer", "tasks", "evaluate", "export", "serve", "cluster", "cli"]
 GROUND = ["config", "errors", "rng"]  # modules that everything may import and that import only each other
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 

@@ -18,6 +18,7 @@ STEPS = 4
 ALWAYS = ["train.device=cpu", f"train.max_steps={STEPS}", "train.log_steps=1", "data.held_out=0.1"]
 NARROW = ["model.hidden_size=64", "model.num_hidden_layers=2", "data.vocab_size=300"]
 OVERRIDES = {
+    "box": [*NARROW, "data.batch_tokens=1024"],
     "tiny-cpu": ["model.preset=tiny", "data.batch_tokens=512"],
     "small-gpu": [*NARROW, "data.batch_tokens=1024"],
     "base-gpu": [*NARROW, "data.batch_tokens=2048", "data.micro_tokens=512"],
@@ -45,7 +46,7 @@ def test_a_recipe_s_token_counts_fit_each_other(name):
     check_early(recipes.load(FOLDER / f"{name}.toml"))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("tiny-cpu", (4, 256)), ("small-gpu", (6, 384)), ("base-gpu", (12, 768))])
+@pytest.mark.parametrize(("name", "shape"), [("box", (4, 192)), ("tiny-cpu", (4, 256)), ("small-gpu", (6, 384)), ("base-gpu", (12, 768))])
 def test_a_recipe_s_own_model_is_the_one_it_names(name, shape, tiny_bert):
     from unmask.data.tokenizer import load_tokenizer
     from unmask.model.presets import hf_config_for
@@ -53,7 +54,7 @@ def test_a_recipe_s_own_model_is_the_one_it_names(name, shape, tiny_bert):
     recipe = recipes.load(FOLDER / f"{name}.toml")
     made = hf_config_for(recipe.model, load_tokenizer(tiny_bert), max_length=recipe.data.max_length)
     assert (made.model_type, made.num_hidden_layers, made.hidden_size) == ("modernbert", *shape)
-    assert made.max_position_embeddings == recipe.data.max_length
+    assert made.max_position_embeddings == (recipe.model.max_position_embeddings or recipe.data.max_length)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +88,7 @@ def test_a_recipe_runs(name, sentences_file, tiny_bert, tmp_path):
         assert run.metrics["before"]["num_masked_tokens"] == run.metrics["num_masked_tokens"]
     else:
         assert model.config.model_type == "modernbert"
-        assert model.config.max_position_embeddings == recipe.data.max_length
+        assert model.config.max_position_embeddings == (recipe.model.max_position_embeddings or recipe.data.max_length)
         assert "untrained" in run.metrics
 
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]

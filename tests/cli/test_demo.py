@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from unmask import box
 from unmask.cli import main
 from unmask.errors import CheckpointError, DataError
 from unmask.evaluate.demo import collect, demo, make_room, text_beside
@@ -31,6 +32,14 @@ def texts(tmp_path_factory):
         ]
         (folder / f"{number:03d}.txt").write_text(f"{' '.join(sentences)}\n")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boxed(tiny_bert):
+    """A tiny model in the place of the one in the box."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box, "FOLDER", tiny_bert)
+        yield tiny_bert
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,39 @@ def test_what_a_demo_leaves(made):
         assert example["text"].count("[MASK]") == 1 and len(example["candidates"]) == 5
     page = (folder / "report.html").read_text()
     assert "Filled masks" in page and "<svg" in page and page.count("<article>") == len(examples)
+    assert "Beside the model in the box" in page and page.count("the same, adapted") == len(examples) + 1
     assert {path.name for path in folder.parent.iterdir()} == {"demo"}  # the text went into the folder
+
+
+def test_the_box_before_and_after_beside_the_one_from_scratch(made, boxed):
+    metrics, folder = made
+    from unmask.evaluate.compare import compare
+
+    # tokens of its own vocabulary: the same before and after
+    assert metrics["box"]["num_masked_tokens"] == metrics["adapted"]["num_masked_tokens"] > 0
+    found = metrics["words"]
+    assert set(found["rows"]) == {"box", "adapted", "from_scratch"} and found["num_words"] > 0
+    # on the same words as `unmask compare`, and the same numbers
+    pair = compare(folder / "model", folder / "adapted" / "model", folder / "corpus" / "heldout.jsonl", max_length=128)
+    assert pair.info["masks_fingerprint"] == found["masks_fingerprint"]
+    for side, name in (("a", "from_scratch"), ("b", "adapted")):
+        assert getattr(pair.metrics["bits_per_byte"], side) == pytest.approx(found["rows"][name]["bits_per_byte"])
+    change = found["differences"]["adapted - box"]["bits_per_byte"]
+    assert change["a"] == pytest.approx(found["rows"]["box"]["bits_per_byte"]) and change["low"] <= change["difference"] <= change["high"]
+    # both were held out the same documents
+    held = [[json.loads(line)["text"] for line in (place / "corpus" / "heldout.jsonl").open()] for place in (folder, folder / "adapted")]
+    assert sorted(held[0]) == sorted(held[1])
+    for example in metrics["examples"]:
+        assert len(example["box"]) == len(example["adapted"]) == 5
+
+
+def test_without_a_model_in_the_box_the_rest_is_shown(texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(box, "FOLDER", tmp_path / "none")
+    assert unmask("demo", "-o", tmp_path / "demo", "--data", texts, *FLAGS) == 0
+    captured = capsys.readouterr()
+    assert "holds no box model" in captured.err and "adapted" not in captured.out and str(tmp_path / "demo" / "model") in captured.out
+    assert "words" not in json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert "Filled masks" in (tmp_path / "demo" / "report.html").read_text()
 
 
 def test_the_model_is_one_that_fills(made, capsys):
@@ -77,8 +118,8 @@ def test_a_second_demo_moves_the_first_aside(made, texts, tmp_path, capsys):
     assert f"the demo that was in {folder} is now in {folder}-old-1" in captured.err
     assert (tmp_path / "demo-old-1" / "metrics.json").read_bytes() == before
     last = " ".join(captured.out.split())
-    places = [str(folder / name) for name in ("model", "metrics.json", "report.html")]
-    for text in (*places, "unmask fill", "unmask pretrain", "untrained"):
+    places = [str(folder / name) for name in ("model", "adapted/model", "metrics.json", "report.html")]
+    for text in (*places, "unmask fill", "unmask adapt", "unmask pretrain", "untrained", "the model in the box"):
         assert text in last, text
 
 

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from .model import MODEL, named
+
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, an exported model, or a Hub id.")],
+    model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
     length: Annotated[list[int] | None, typer.Option(help="Tokens of a sequence (again for more); by default 16, 64 and 256.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Sequences at a time (again for more); by default 1, 8 and 32.")] = None,
     seconds: Annotated[float, typer.Option(help="For each backend, length and batch.")] = 1.0,
@@ -25,7 +27,7 @@ def bench(
     from ..export.exporting import lines
 
     found = run(
-        model, lengths=length or None, batches=batch or BATCHES, seconds=seconds, data=data or None, device=device,
+        named(model), lengths=length or None, batches=batch or BATCHES, seconds=seconds, data=data or None, device=device,
         log=lambda line: print(line, file=sys.stderr, flush=True), format=format, text_column=text_column, encoding=encoding,
     )  # fmt: skip
     report = found.report

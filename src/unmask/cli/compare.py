@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError
 from .evaluate import Progress
+from .model import named
 
 if TYPE_CHECKING:
     from ..evaluate.compare import Comparison
@@ -20,7 +21,7 @@ AROUND = 44  # characters of text shown on each side of a flipped word
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="Model A: a folder or a Hub id.")],
+    a: Annotated[str, typer.Argument(help="Model A: a folder, a Hub id, or 'box', the model in the box.")],
     b: Annotated[str, typer.Argument(help="Model B, the one that the verdict is on.")],
     data: Annotated[list[str], typer.Option("--data", "-d", help="Files, folders, globs, or a packed corpus; may repeat.")],
     metric: Annotated[str | None, typer.Option(help="What the verdict is on; by default masked_loss.")] = None,
@@ -59,8 +60,9 @@ def compare(
     reading = {"text_column": text_column, "format": format, "encoding": encoding, "layout": layout, "id_column": id_column}
     with Progress() as progress:
         found = run(
-            a, b, data, metric=metric, margin=margin, policy=policy, views=views, seed=seed, max_length=max_length, slice_by=slice_by,
-            resamples=resamples, device=device, precision=precision, batch_tokens=batch_tokens, output=output, progress=progress, **reading,
+            named(a), named(b), data, metric=metric, margin=margin, policy=policy, views=views, seed=seed, max_length=max_length,
+            slice_by=slice_by, resamples=resamples, device=device, precision=precision, batch_tokens=batch_tokens, output=output,
+            progress=progress, **reading,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False, allow_nan=False))

@@ -10,6 +10,8 @@ import typer
 
 from ..errors import ConfigError
 from ..tasks.kinds import task_of
+from .model import MODEL, named
+from .on import On, Workers, place
 
 SHOWN = ("masked_loss", "masked_perplexity", "masked_accuracy", "top_5_accuracy", "top_10_accuracy", "mean_reciprocal_rank",
          "bits_per_byte", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall",
@@ -21,7 +23,8 @@ POLICY = {"corrupt": "80% [MASK], 10% a random token, 10% kept, as in training",
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, or a Hub id.")],
+    command: typer.Context,
+    model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(help="Files, folders, globs, '-', 'hub:NAME', or one packed corpus (its held-out text). A run has its own."),
@@ -78,6 +81,8 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="A fine-tuned model: the column of the label.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="A fine-tuned model: the column of the second text of a pair.")] = None,
     on_bad: Annotated[str | None, typer.Option(help="A fine-tuned model: items that cannot be used: error, or drop and count.")] = None,
+    on: On = None,
+    workers: Workers = None,
 ) -> None:
     """Measure a masked language model on the frozen masks of a text: every number with its count and a 95% interval over documents.
 
@@ -86,6 +91,7 @@ def evaluate(
     The same text has the same masks wherever it is measured: in any order, any batch, with any model of the same tokenizer. Numbers
     compare where the masks' fingerprint is the same. Without --data, a run is measured on its own held-out text.
     """
+    model = named(model)
     if task_of(model) is not None:
         from .evaluate_task import run_task
 
@@ -96,7 +102,7 @@ def evaluate(
         run_task(
             model, data, foreign, as_json=as_json, output=output, resamples=resamples, seed=seed, max_length=max_length, device=device,
             precision=precision, batch_tokens=batch_tokens, format=format, encoding=encoding, text_column=text_column,
-            label_column=label_column, pair_column=pair_column, on_bad=on_bad,
+            label_column=label_column, pair_column=pair_column, on_bad=on_bad, on=command.with_resource(place(on, workers)),
         )  # fmt: skip
         return
     if label_column or pair_column or on_bad:
@@ -117,7 +123,7 @@ def evaluate(
         run_test(
             model, {"cloze": cloze, "facts": facts, "pairs": pairs}, own, foreign, output=output, as_json=as_json, resamples=resamples,
             seed=seed, max_length=max_length, tokenizer=tokenizer, device=device, precision=precision, batch_tokens=batch_tokens,
-            encoding=encoding or "utf-8",
+            encoding=encoding or "utf-8", on=command.with_resource(place(on, workers)),
         )  # fmt: skip
         return
     if template or answer_column or candidates_column or multi_piece or pair_columns or method:
@@ -133,6 +139,7 @@ def evaluate(
             max_length=max_length, max_tokens=max_tokens, slice_by=slice_by, frequencies=frequencies, resamples=resamples,
             output=output, predictions=predictions, precision=precision, device=device, batch_tokens=batch_tokens, progress=progress,
             format=format, text_column=text_column, id_column=id_column, layout=layout, encoding=encoding,
+            on=command.with_resource(place(on, workers)),
         )  # fmt: skip
     print(json.dumps(found.metrics, ensure_ascii=False, indent=1)) if as_json else show(found.metrics)
     if output is not None:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .model import MODEL, named
+
 
 def export(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, or a Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
     to: Annotated[str, typer.Option(help="onnx.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="In eight bits: a quarter of the size, faster on most CPUs, a little less right.")
@@ -39,7 +41,7 @@ def export(
     from ..export.exporting import lines
 
     found = run(
-        model, output, to=to, int8=int8, max_drop=max_drop, data=data[0] if data and len(data) == 1 else data, max_tokens=max_tokens,
+        named(model), output, to=to, int8=int8, max_drop=max_drop, data=data[0] if data and len(data) == 1 else data, max_tokens=max_tokens,
         tokenizer=tokenizer, log=lambda line: print(line, file=sys.stderr, flush=True),
         format=format, text_column=text_column, layout=layout, encoding=encoding,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import TaskError
+from .model import ARGUMENTS, RULE, named, no_text, split
 
 if TYPE_CHECKING:
     from ..tasks.filled import Candidate, Combination, Filled
@@ -21,8 +22,9 @@ AROUND = 36  # characters of text shown on each side of a filled mask
 
 
 def fill(
-    model: Annotated[str, typer.Argument(help="A model folder or a Hub id.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts with masks: [MASK], <mask> or ___.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar=ARGUMENTS, help=f"Texts with masks: [MASK], <mask> or ___. {RULE}", show_default=False)
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="A file of texts, one a line; '-' is standard input.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Candidates a mask.")] = 5,
     text_column: Annotated[str, typer.Option(help="The column that holds the text, in files that have columns.")] = "text",
@@ -46,8 +48,9 @@ def fill(
 
     A text without a mask gives an error line, and the others go on. Scores are shares of the whole vocabulary.
     """
+    model, text = split(arguments)
     if not text and not data:
-        raise TaskError("there is no text to fill; give one, such as 'The [MASK] is playing.', or --data FILE ('-' is standard input)")
+        raise TaskError(no_text(model, "The [MASK] is playing.", "fill"))
     for flag, value in (("top-k", top_k), ("max-pieces", max_pieces), ("beam", beam)):
         if value is not None and value < 1:
             raise TaskError(f"--{flag} {value}; at least 1")
@@ -57,11 +60,11 @@ def fill(
         "top_k": top_k, "independent": independent, "targets": target, "renormalize": renormalize, "whole_words": whole_words,
         "vocabulary": _words(vocabulary) if vocabulary else None, "no_subwords": no_subwords, "max_pieces": max_pieces, "beam": beam,
     }  # fmt: skip
-    filler = Filler.load(model, device=device, max_length=max_length, precision=precision)
+    filler = Filler.load(named(model), device=device, max_length=max_length, precision=precision)
     ids: deque[str | None] = deque()  # of the texts that are on their way
 
     def texts() -> Iterator["Text"]:
-        for one in text or []:
+        for one in text:
             ids.append(None)
             yield one if pair is None else (one, pair)
         if data:
@@ -71,7 +74,7 @@ def fill(
                 ids.append(document.id)
                 yield document.text if pair is None else (document.text, pair)
 
-    if text and len(text) == 1 and not data:
+    if len(text) == 1 and not data:
         _show(filler.fill(next(texts()), **options), None, as_json)  # type: ignore[arg-type]
         return
     num_texts = num_failed = 0

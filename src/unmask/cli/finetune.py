@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .model import MODEL
 
 if TYPE_CHECKING:
     from ..train.session import Run
@@ -19,7 +20,7 @@ Train = Annotated[list[str] | None, typer.Option("--train", "-t", help="Labelled
 
 def finetune(
     task: Annotated[str, typer.Argument(help="classify or ner.")],
-    model: Annotated[str | None, typer.Argument(help="The model to fine-tune: a folder, a run's folder, or a Hub id.")] = None,
+    model: Annotated[str | None, typer.Argument(help=f"The model to fine-tune: {MODEL[2:]}", show_default=False)] = None,
     train: Train = None,
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on; else a share of --train, by content.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")] = None,

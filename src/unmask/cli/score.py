@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, TaskError
+from .model import ARGUMENTS, RULE, named, no_text, split
+from .on import On, Workers, place
 
 if TYPE_CHECKING:
     from ..evaluate.pll import Scored, Totals
@@ -25,8 +27,8 @@ METHODS = {
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="A model folder, a run's folder, or a Hub id.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts.")] = None,
+    command: typer.Context,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar=ARGUMENTS, help=f"Texts. {RULE}", show_default=False)] = None,
     data: Annotated[list[str] | None, typer.Option(help="Files, folders, globs, 'hub:NAME', or '-', standard input; may repeat.")] = None,
     method: Annotated[
         str, typer.Option(help="original (Salazar 2020), word_l2r (Kauf & Ivanova 2023), or sampled, an estimate of original.")
@@ -52,6 +54,8 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a line a text, then the metrics; with --output the metrics alone.")
     ] = False,
+    on: On = None,
+    workers: Workers = None,
 ) -> None:
     """Score texts: the pseudo-log-likelihood of each token, word and text, and the pseudo-perplexity per token, word and byte.
 
@@ -59,18 +63,23 @@ def score(
     vocabularies only the one per word (between spaces) and per byte compare. A text that cannot be scored gives an error line, and the
     others go on.
     """
+    model, text = split(arguments)
     if not text and not data:
-        raise TaskError("there is no text to score; give one, such as 'The nurse is here.', or --data FILE ('-' is standard input)")
+        raise TaskError(no_text(model, "The nurse is here.", "score"))
     if batch_tokens is not None and batch_tokens < 1:
         raise TaskError(f"--batch-tokens {batch_tokens}; at least 1")
     from ..evaluate.pll import Scorer, Totals
 
     _check(output)
-    scorer = Scorer.load(model, device=device, max_length=max_length, context=context, precision=precision, max_tokens=batch_tokens)
+    model = named(model)
+    scorer = Scorer.load(
+        model, device=device, on=command.with_resource(place(on, workers)), max_length=max_length, context=context, precision=precision,
+        max_tokens=batch_tokens,
+    )  # fmt: skip
     names: deque[str | None] = deque()  # of the texts that are on their way
 
     def texts() -> Iterator[str]:
-        for one in text or []:
+        for one in text:
             names.append(None)
             yield one
         if data:

@@ -9,13 +9,19 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, require
+from .model import named
 
 
 def serve(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help="Model folders, runs, exports or Hub ids; NAME=MODEL names one.", envvar="UNMASK_MODELS"),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Model folders, runs, exports or Hub ids; NAME=MODEL names one. By default the model in the box, as 'box'.",
+            envvar="UNMASK_MODELS",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.", envvar="UNMASK_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0: any that is free.", envvar="UNMASK_PORT")] = 8000,
     api_key: Annotated[
@@ -66,7 +72,7 @@ def serve(
         max_concurrent=max_concurrent, max_inputs=max_inputs, max_body_bytes=max_body_bytes, max_text_tokens=max_text_tokens,
         request_seconds=request_seconds, client_seconds=client_seconds,
     )  # fmt: skip
-    paths = parse_names(models)
+    paths = parse_names(models or [f"box={named(None)}"])
     check_paths(paths)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("unmask").setLevel(logging.INFO)

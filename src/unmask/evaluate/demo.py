@@ -1,4 +1,4 @@
-"""From the documentation on this machine to a filled mask: the whole way in a few minutes, without a download."""
+"""From the documentation on this machine to a filled mask: a model from scratch beside the box's, as it comes and adapted, in minutes."""
 
 from __future__ import annotations
 
@@ -8,38 +8,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..box import box_model
 from ..data.text import read
 from ..errors import CheckpointError, DataError
 
 TEXT = "documentation.jsonl"
 MARK = "demo.json"
 EXAMPLES = "examples.json"
+ADAPTED = "adapted"
 # what a few minutes on two cores can learn most with: a small vocabulary makes a small head
 SETTINGS: dict[str, Any] = {
     "vocab_size": 8192, "max_length": 128, "batch_tokens": 2048,  # twice the steps of 4,096 in the same minutes
     "eval_tokens": 40_000, "held_out": 0.02, "mlm_probability": 0.2,
     "model": {"preset": "mini", "family": "modernbert"},
 }  # fmt: skip
+# the same text, held out alike; small models want larger steps than the base size of which `unmask adapt` thinks
+ADAPT: dict[str, Any] = {
+    **{name: SETTINGS[name] for name in ("max_length", "batch_tokens", "eval_tokens", "held_out", "mlm_probability")},
+    "learning_rate": 5e-4,
+}  # fmt: skip
+SHARED = ("data.", "train.")  # settings given by hand that are for both models
 
 
 def demo(
     output: str | Path = "runs/demo",
     *,
-    minutes: float = 5.0,
+    minutes: float = 2.5,
     sources: str | Sequence[str] = "python-docs",
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Collect documentation, train a tokenizer and a small model on it, measure it, fill a dozen masks; return the metrics.
+    """Train a small model on documentation, adapt the model in the box to it as long, measure both, fill a dozen masks; return the metrics.
 
-    Writes OUTPUT/{documentation.jsonl, model/, metrics.json, examples.json, report.html}. What an earlier demo left in OUTPUT is moved
-    beside it, never deleted.
+    Writes OUTPUT/{documentation.jsonl, model/, adapted/model/, metrics.json, examples.json, demo.json, report.html}: OUTPUT is the run from
+    scratch, OUTPUT/adapted that of the adapted model. Top-level metrics are those of OUTPUT/model, "box" and "adapted" hold the same of
+    the model in the box before and after, on tokens of its own vocabulary, and "words" compares the three. What an earlier demo left in
+    OUTPUT is moved beside it, never deleted. `overrides` of data and train are for both models, the rest for the one from scratch.
     Raises: CheckpointError where OUTPUT holds something that is no demo.
     """
-    from ..data.tokenizer import load_tokenizer
-    from ..tasks.fill import Filler
     from ..train.run import pretrain
-    from .examples import fill_examples, masked_sentences
     from .report import write
 
     folder = Path(output).expanduser()
@@ -50,21 +57,99 @@ def demo(
     say("collecting the documentation of the installed Python packages" if sources == "python-docs" else f"reading {sources}")
     count, size = collect(sources, text)
     say(f"{count:,} documents, {size / 1e6:.1f} MB of text")
+    mark: dict[str, Any] = {"sources": sources, "minutes": minutes}
     try:
         run = pretrain(data=text, output=folder, overrides=overrides, max_minutes=minutes, **SETTINGS)
     finally:
         if folder.is_dir():
             text.replace(folder / TEXT)
-            (folder / MARK).write_text(json.dumps({"sources": sources, "minutes": minutes}) + "\n", encoding="utf-8")
+            (folder / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
         else:
             text.unlink(missing_ok=True)
+    metrics = run.metrics
     if run.interrupted:
-        return {**run.metrics, "interrupted": True}
-    items = masked_sentences(folder / "corpus" / "heldout.jsonl", load_tokenizer(run.model))
-    examples = fill_examples(Filler.load(run.model), items)
+        return {**metrics, "interrupted": True}
+    models = {"from_scratch": run.model}
+    try:
+        models = {"box": box_model(), ADAPTED: folder / ADAPTED / "model", **models}
+    except CheckpointError as error:
+        say(f"no more than the model from scratch is shown: {error}")
+    else:
+        say(f"adapting the model in the box to the same text, for {minutes:g} minutes")
+        more = adapted(folder, minutes, overrides)
+        if more.get("interrupted"):
+            return {**metrics, "interrupted": True}
+        say("comparing the three on the same words")
+        metrics = {**metrics, **more, "words": together(folder / "corpus" / "heldout.jsonl", models)}
+        text_of = json.dumps({**mark, **{name: metrics[name] for name in (*more, "words")}}, indent=1, ensure_ascii=False)
+        (folder / MARK).write_text(text_of + "\n", encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    examples = filled(folder / "corpus" / "heldout.jsonl", models)
     (folder / EXAMPLES).write_text(json.dumps(examples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write(folder)
-    return {**run.metrics, "examples": examples}
+    return {**metrics, "examples": examples}
+
+
+def adapted(folder: Path, minutes: float, overrides: Sequence[str]) -> dict[str, Any]:
+    """Adapt the model in the box in FOLDER/adapted and return its numbers before ("box") and after ("adapted")."""
+    from .runs import adapt
+
+    shared = [one for one in overrides if one.strip().startswith(SHARED)]
+    run = adapt(box_model(), folder / TEXT, output=folder / ADAPTED, overrides=shared, max_minutes=minutes, **ADAPT)
+    if run.interrupted:
+        return {"interrupted": True}
+    after = {name: value for name, value in run.metrics.items() if name not in ("before", "unigram")}
+    return {"box": run.metrics["before"], ADAPTED: after}
+
+
+def together(heldout: Path, models: dict[str, Path]) -> dict[str, Any]:
+    """Return what three models say of the same hidden words of held-out text: `rows`, a model each, and `differences` with intervals.
+
+    "from_scratch" has a vocabulary of its own, so that whole words are hidden and compared, as `unmask compare` does it.
+    """
+    from ..data.frozen import EVAL_SEED
+    from ..data.tokenizer import load_tokenizer
+    from ..infer.engine import Engine
+    from ..model.load import load_model
+    from .paired import difference
+    from .pairs import WORD_DEFINITIONS, Pairs, words
+    from .stats import RESAMPLES
+
+    tokenizers = {name: load_tokenizer(path) for name, path in models.items()}
+    sides = {name: (Engine(load_model(path, tokenizer=tokenizers[name])), tokenizers[name]) for name, path in models.items()}
+    options: dict[str, Any] = {"seed": EVAL_SEED, "max_length": SETTINGS["max_length"], "slice_by": None, "resamples": RESAMPLES}
+    # each beside the one from scratch: its words are those that both of two vocabularies cut alike, the same in either pass
+    found: dict[str, Pairs] = {name: words((sides["from_scratch"], sides[name]), heldout, **options) for name in ("box", ADAPTED)}
+    numbers = {"box": found["box"].b, ADAPTED: found[ADAPTED].b, "from_scratch": found[ADAPTED].a}
+    differences = {}
+    for before, after in (("box", ADAPTED), ("from_scratch", ADAPTED)):
+        a, b = numbers[before], numbers[after]
+        differences[f"{ADAPTED} - {before}"] = {
+            name: difference(
+                a.point[name], b.point[name], a.samples[name], b.samples[name], count=a.counts[""], num_documents=a.num_documents[""],
+                resamples=RESAMPLES,
+            ).to_dict()
+            for name in WORD_DEFINITIONS
+        }  # fmt: skip
+    return {
+        "num_words": len(found["box"].document), "num_documents": numbers["box"].num_documents[""],
+        "masks_fingerprint": found["box"].info["masks_fingerprint"], "definitions": dict(WORD_DEFINITIONS),
+        "rows": {name: {metric: one.point[metric] for metric in WORD_DEFINITIONS} for name, one in numbers.items()},
+        "differences": differences, "notes": found["box"].notes,
+    }  # fmt: skip
+
+
+def filled(heldout: Path, models: dict[str, Path]) -> list[dict[str, Any]]:
+    """Return masked held-out sentences with what each model puts there: `candidates` of the one from scratch, others by their names."""
+    from ..tasks.fill import Filler
+    from .examples import fill_examples, masked_sentences
+
+    fillers = {name: Filler.load(path) for name, path in models.items()}
+    made: list[dict[str, Any]] = [dict(item) for item in masked_sentences(heldout, *(filler.tokenizer for filler in fillers.values()))]
+    for name, filler in fillers.items():
+        for item, answer in zip(made, fill_examples(filler, made), strict=True):
+            item["candidates" if name == "from_scratch" else name] = answer["candidates"]
+    return made
 
 
 def text_beside(folder: Path) -> Path:

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..box import or_box
 from ..config import read_toml
 from ..data.frozen import EVAL_SEED, POLICIES
+from ..data.over import Place
 from ..data.store import TokenStore
 from ..data.tokenizer import load_tokenizer, tokenizer_hash
 from ..data.whole import alone, whole_file
 from ..errors import CheckpointError, ConfigError, DataError
+from ..infer.load import spread
+from ..tasks.kinds import task_of
 from .metrics import metrics as metrics_of
 from .records import ACTIONS, Records
 from .report import REPORT
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..infer.engine import Engine
+    from .items import Outcome
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 
@@ -45,7 +50,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
     *,
     tokenizer: Any = None,
@@ -63,15 +68,20 @@ def evaluate(
     device: str = "auto",
     batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on: Place | None = None,
     **reading: Any,
-) -> Evaluation:
+) -> Evaluation | Outcome:
     """Return the numbers of a masked language model on the frozen masks of a text, each with its count and a 95% interval.
 
+    A model that is fine-tuned for a task is measured on labelled data, as `evaluate_task` does it: `reading` are then fields of TaskData.
+
     `model` is a folder, a Hub id, a run's folder (its finished model; on its own held-out text where `data` is not given), or a model with
-    its `tokenizer`. `data` is what `read` takes, or a packed corpus. `policy` is "corrupt" (80/10/10, as in training) or "mask" (the mask
-    token alone): their numbers do not compare. On the corpus of the run that made the model, `max_length` and `max_tokens` are the run's.
+    its `tokenizer`; by default the model in the box. `data` is what `read` takes, or a packed corpus. `policy` is "corrupt" (80/10/10, as
+    in training) or "mask" (the mask token alone): their numbers do not compare. On the corpus of the run that made the model, `max_length`
+    and `max_tokens` are the run's.
     `frequencies` names the store whose token frequencies the slices go by (a packed corpus: its training text); by default the text's own.
-    `output` is a folder for metrics.json, the records, report.html and, with `predictions`, predictions.jsonl. The rest goes to `read`.
+    `output` is a folder for metrics.json, the records, report.html and, with `predictions`, predictions.jsonl. `on` is a Cluster that runs
+    the model. The rest goes to `read`.
     Raises: DataError, ConfigError, CheckpointError, TokenizerError, StoreError.
     """
     from .masked import measure  # torch
@@ -82,8 +92,22 @@ def evaluate(
         raise ConfigError("predictions are written into a folder: name one (output; --output on the command line)")
     if resamples < 0:
         raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
+    model = or_box(model) if model is None or isinstance(model, (str, Path)) else model
+    if isinstance(model, (str, Path)) and task_of(model) is not None:
+        foreign = {"policy": policy != "corrupt", "views": views != 1, "max_tokens": max_tokens, "slice_by": slice_by,
+                   "frequencies": frequencies, "tokenizer": tokenizer}  # fmt: skip
+        wrong = [name for name, given in foreign.items() if given]
+        if wrong or data is None:
+            reason = f"{', '.join(wrong)}: leave it out" if wrong else "none is named"
+            raise ConfigError(f"'{model}' is fine-tuned for a task, and measured on labelled data; {reason}")
+        from .tasks import evaluate_task
+
+        return evaluate_task(
+            model, data, output=output, resamples=resamples, seed=seed, device=device, precision=precision, max_length=max_length,
+            batch_tokens=batch_tokens, on=on, **reading,
+        )  # fmt: skip
     folder = check_output(output)
-    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens)
+    name, engine, tokenizer = load(model, tokenizer, precision=precision, device=device, batch_tokens=batch_tokens, on=on)
     defaults = run_defaults(model, data) if isinstance(model, (str, Path)) else {}
     data = data if data is not None else defaults.get("data")
     if data is None:
@@ -114,9 +138,18 @@ def evaluate(
 
 
 def load(
-    model: str | Path | PreTrainedModel, tokenizer: Any, *, precision: str, device: str, batch_tokens: int | None
+    model: str | Path | PreTrainedModel, tokenizer: Any, *, precision: str, device: str, batch_tokens: int | None, on: Place | None = None
 ) -> tuple[str, Engine, Any]:
-    """Return the name of a model (an exported one, too), an engine that runs it, and its tokenizer; `device` is auto, cpu, cuda ..."""
+    """Return the name of a model (an exported one, too), an engine that runs it, and its tokenizer; `device` is auto, cpu, cuda ...
+
+    `on` is a Cluster that runs it.
+    """
+    if on is not None:
+        if not isinstance(model, (str, Path)):
+            raise ConfigError("a model that is given as an object is in this process alone; for a cluster save it, and name the folder")
+        name, engine, tokenizer = load(model, tokenizer, precision=precision, device="cpu", batch_tokens=batch_tokens)
+        spread(engine, on, model_folder(model), tokenizer, device)
+        return name, engine, tokenizer
     from ..infer.backends import open_export
     from ..infer.engine import Engine
     from ..model.load import check_fit, check_folder, load_model
@@ -127,6 +160,7 @@ def load(
     if precision not in ("fp32", "bf16", "auto"):
         raise ConfigError(f"precision = {precision!r}; allowed: fp32, bf16, auto")
     place = find_device(device)
+    model = or_box(model) if isinstance(model, (str, Path)) else model
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
             raise ConfigError("a model that is given as an object needs its tokenizer beside it: evaluate(model, data, tokenizer=...)")

@@ -26,15 +26,14 @@ def sentences(texts: Iterable[tuple[str, str]], *, min_words: int = 5, max_words
                 yield name, sentence
 
 
-def masked_sentences(heldout: Path, tokenizer: Any, *, count: int = 12, seed: int = 0) -> list[dict[str, str]]:
-    """Return sentences of a heldout.jsonl with one word replaced by [MASK], and that word, which is one token of the tokenizer.
+def masked_sentences(heldout: Path, *tokenizers: Any, count: int = 12, seed: int = 0) -> list[dict[str, str]]:
+    """Return sentences of a heldout.jsonl with one word replaced by [MASK], and that word, which is one token of each tokenizer.
 
     The sentences with the smallest keys are taken, no two beginning alike; the word is drawn by the same key.
     """
-    known = tokenizer.get_vocab()
     drawn: list[tuple[float, str, dict[str, str]]] = []
     for name, sentence in sentences(_texts(heldout)):
-        words = [match for match in _WORD.finditer(sentence) if _is_one_token(match[0], tokenizer, known)]
+        words = [match for match in _WORD.finditer(sentence) if all(_is_one_token(match[0], tokenizer) for tokenizer in tokenizers)]
         if not words:
             continue
         random = rng(seed, "example", name, sentence)
@@ -69,6 +68,6 @@ def _texts(heldout: Path) -> Iterator[tuple[str, str]]:
             yield record["id"], record["text"]
 
 
-def _is_one_token(word: str, tokenizer: Any, known: dict[str, int]) -> bool:
-    pieces = tokenizer.tokenize(f" {word}")
-    return len(pieces) == 1 and pieces[0] in known and pieces[0] != tokenizer.unk_token
+def _is_one_token(word: str, tokenizer: Any) -> bool:
+    pieces = tokenizer.backend_tokenizer.encode(f" {word}", add_special_tokens=False).tokens  # an exported model's has no more
+    return len(pieces) == 1 and pieces[0] != tokenizer.unk_token

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
+from ..box import or_box
 from ..data.encode import Encoder
+from ..data.over import Place
 from ..data.tokenizer import frame, special_ids
 from ..errors import TaskError
 from ..infer.arrays import is_numpy, log_normalizer, to_numpy
@@ -212,14 +214,20 @@ class Scorer:
         self.surfaces = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), dtype=object)
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Scorer:
-        """Return a Scorer of a model folder, a run's folder or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Scorer.
+    def load(cls, name_or_path: str | Path | None = None, *, device: str = "auto", on: Place | None = None, **options: Any) -> Scorer:
+        """Return a Scorer of a model folder, a run's folder or a Hub id, by default of the model in the box.
 
+        `device` is auto, cpu, cuda, cuda:1..., `options` as of Scorer. `on` is a Cluster that runs the model, which is sent to its workers.
         Raises: CheckpointError, TokenizerError, TaskError.
         """
-        from ..infer.load import load
+        from ..infer.load import load, spread
 
-        return cls(*load(model_folder(name_or_path), device=device), **options)
+        folder = model_folder(or_box(name_or_path))
+        model, tokenizer = load(folder, device=device if on is None else "cpu", precision=options.get("precision", "fp32"))
+        scorer = cls(model, tokenizer, **options)
+        if on is not None:
+            spread(scorer.engine, on, folder, tokenizer, device)
+        return scorer
 
     def score(self, texts: Iterable[str], method: Method = "original", *, sample: int = 16, seed: int = 0) -> Iterator[Scored]:
         """Yield the score of each of any number of texts, in order and in bounded memory; one that fails says why in `error`.
@@ -367,16 +375,17 @@ def _read(text: Any) -> _Item:
 
 
 @overload
-def score(model: str | Path | Scorer, texts: str, method: Method = ..., *, sample: int = ..., seed: int = ...) -> Scored: ...  # type: ignore[overload-overlap]
+def score(model: str | Path | Scorer | None, texts: str, method: Method = ..., *, sample: int = ..., seed: int = ...) -> Scored: ...  # type: ignore[overload-overlap]
 @overload
 def score(
-    model: str | Path | Scorer, texts: Iterable[str], method: Method = ..., *, sample: int = ..., seed: int = ...
+    model: str | Path | Scorer | None, texts: Iterable[str], method: Method = ..., *, sample: int = ..., seed: int = ...
 ) -> list[Scored]: ...
 def score(
-    model: str | Path | Scorer, texts: str | Iterable[str], method: Method = "original", *, sample: int = 16, seed: int = 0
+    model: str | Path | Scorer | None, texts: str | Iterable[str], method: Method = "original", *, sample: int = 16, seed: int = 0
 ) -> Scored | list[Scored]:
     """Return the pseudo-log-likelihood of a text, or of each of many, by a model folder, a Hub id or a Scorer; see Scorer.score.
 
+    None is the model in the box.
     Raises: TaskError (for a single text also where it cannot be scored), CheckpointError, TokenizerError.
     """
     scorer = model if isinstance(model, Scorer) else Scorer.load(model)

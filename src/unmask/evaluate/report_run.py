@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnmaskError
-from ..train.card import NAMES, amount
+from ..train.card import NAMES, amount, shown
 from ..train.runlog import ENVIRONMENT, LOG, duration
-from . import report_adaptation
+from . import report_adaptation, report_demo
 from .figure import Curves, loss_curve
 from .page import cells, numbers, percent, read_json, tables
 
@@ -39,13 +39,16 @@ def parts(folder: Path) -> list[str]:
     settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     records = read_log(folder / LOG)
     metrics = read_json(folder / "metrics.json")
+    demo = read_json(folder / report_demo.MARK)
+    found = find_examples(folder, settings)
     return [
         heading(folder, settings, records, metrics),
         figures(folder, records, metrics),
         curve(records, metrics, settings),
         results(metrics),
         report_adaptation.section(read_json(folder / "adaptation.json")),
-        examples(find_examples(folder, settings)),
+        report_demo.section(demo),
+        report_demo.examples(found) if "words" in demo else examples(found),
         tables("Settings", "config.toml", sections(settings)),
         tables("Text", "the packed corpus", corpus(folder)),
         tables("Environment", ENVIRONMENT, {"": read_json(folder / ENVIRONMENT)}),
@@ -70,7 +73,7 @@ def heading(folder: Path, settings: Mapping[str, Any], records: list[dict[str, A
     sources = settings.get("data", {}).get("sources", [])
     base, model = settings.get("base_model"), settings.get("model", {})
     kind = f"{model.get('preset', '')} {FAMILIES.get(model.get('family'), 'model')}"
-    what = f"{Path(base).name} adapted to" if base else f"A {kind} trained from scratch on"
+    what = f"{shown(base)} adapted to" if base else f"A {kind} trained from scratch on"
     names = ", ".join(Path(source).name for source in sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
     start = next((record["time"] for record in records if record.get("event") == "start" and "time" in record), "")
     state = "" if metrics else '<p class="note">This run has not ended: what stands here is how far it came.</p>'

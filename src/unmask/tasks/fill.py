@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from ..box import or_box
 from ..errors import TaskError
 from ..infer.arrays import log_normalizer, top_k
 from ..infer.backends import Backend
@@ -104,14 +105,15 @@ class Filler:
         self.allowed = Allowed(self.texts)
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Filler:
-        """Return a Filler of a model folder, an exported one or a Hub id; `device` is auto, cpu, cuda, cuda:1..., `options` as of Filler.
+    def load(cls, name_or_path: str | Path | None = None, *, device: str = "auto", **options: Any) -> Filler:
+        """Return a Filler of a model folder, an exported one or a Hub id, by default of the model in the box.
 
+        `device` is auto, cpu, cuda, cuda:1..., `options` as of Filler.
         Raises: CheckpointError, TokenizerError.
         """
         from ..infer.load import load
 
-        return cls(*load(name_or_path, device=device), **options)
+        return cls(*load(name_or_path, device=device, precision=options.get("precision", "fp32")), **options)
 
     @overload
     def fill(self, text: str, **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
@@ -311,19 +313,20 @@ def _cached(name: str, stamp: float) -> Filler:
 
 
 @overload
-def fill(model: str | Path | Filler, text: str, **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
+def fill(model: str | Path | Filler | None, text: str, **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
 @overload
-def fill(model: str | Path | Filler, text: tuple[str, str], **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
+def fill(model: str | Path | Filler | None, text: tuple[str, str], **options: Any) -> Filled: ...  # type: ignore[overload-overlap]
 @overload
-def fill(model: str | Path | Filler, text: Iterable[Text], **options: Any) -> list[Filled]: ...
-def fill(model: str | Path | Filler, text: Text | Iterable[Text], **options: Any) -> Filled | list[Filled]:
+def fill(model: str | Path | Filler | None, text: Iterable[Text], **options: Any) -> list[Filled]: ...
+def fill(model: str | Path | Filler | None, text: Text | Iterable[Text], **options: Any) -> Filled | list[Filled]:
     """Return what a model folder, Hub id or Filler puts at the masks of a text, or of many (the last model named is kept loaded).
 
-    `options` are those of FillOptions: top_k, targets, vocabulary ...
+    None is the model in the box. `options` are those of FillOptions: top_k, targets, vocabulary ...
     Raises: TaskError, CheckpointError, TokenizerError.
     """
     if isinstance(model, Filler):
         return model.fill(text, **options)  # type: ignore[arg-type]
+    model = or_box(model)
     # a folder that was written anew is loaded anew
     stamps = [file.stat().st_mtime for file in Path(model).glob("*") if file.is_file()] if Path(model).is_dir() else []
     return _cached(str(model), max(stamps, default=0.0)).fill(text, **options)  # type: ignore[arg-type]

@@ -223,8 +223,9 @@ def bullets(lines: Iterable[tuple[str, str]]) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a name as others may see it: of a local path its last part only."""
-    return Path(name).name if is_local(name) else name
+    """Return a name as others may see it: of a local path its last part only, of a run's model (or the box's) that of its folder."""
+    path = Path(name)
+    return (path.parent if path.name == "model" and path.parent.name else path).name if is_local(name) else name
 
 
 def is_local(name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..box import or_box
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
 from .masking_objective import MaskedLanguageModel
@@ -49,13 +50,14 @@ def adapt(
     overrides: Iterable[str] = (),
     **settings: Any,
 ) -> Run:
-    """Continue the pre-training of an existing model (a folder or a Hub id) on the text of a domain, and return the run.
+    """Continue the pre-training of a model (a folder, a Hub id, or none: the one in the box) on the text of a domain, and return the run.
 
     The model's own tokenizer is used; `data` is files, or a corpus that was packed with that tokenizer. The rest is as in `pretrain`.
     """
-    made = _recipe(recipe, model, data, tokenizer, overrides, settings)
+    overrides = list(overrides)
+    made = _recipe(recipe, None if model is None else or_box(model), data, tokenizer, overrides, settings)
     if made.base_model is None:
-        raise ConfigError("no model is named to continue from: give a folder or a Hub id (base_model in a recipe)")
+        made = _recipe(recipe, or_box(None, say=tell), data, tokenizer, overrides, settings)
     return start(made, output)
 
 

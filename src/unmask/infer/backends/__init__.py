@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,27 @@ def open_export(name_or_path: str | Path) -> tuple[Backend, Any] | None:
     """
     if not is_export(name_or_path):
         return None
+    from ...data.manifest import check_manifest
     from ...data.plain import PlainTokenizer
     from .onnx import OnnxBackend
 
     path = Path(name_or_path).expanduser()
+    check_manifest(path)
+    return OnnxBackend(path), PlainTokenizer.load(path)
+
+
+def open_box(folder: str | Path) -> tuple[Backend, Any] | None:
+    """Return the backend and the tokenizer of a folder whose graph reads the weights of its safetensors; None where ONNX Runtime is not.
+
+    Raises: CheckpointError, TokenizerError.
+    """
+    from .onnx import MODEL, OnnxBackend
+
+    path = Path(folder)
+    if find_spec("onnxruntime") is None or not (path / MODEL).is_file():
+        return None
+    from ...data.manifest import check_manifest
+    from ...data.plain import PlainTokenizer
+
+    check_manifest(path)
     return OnnxBackend(path), PlainTokenizer.load(path)
