@@ -43,6 +43,7 @@ def machine():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else they starve on a machine that has other things to do
     ray.init(
         "local", num_cpus=3, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
@@ -187,7 +188,7 @@ def test_an_item_that_ends_its_workers_ends_the_work(two):
 
 def test_a_worker_with_other_versions_is_not_worked_with(two, monkeypatch):
     monkeypatch.setattr(team, "versions", lambda: {"torch": "1.0"})
-    with two.hired(one) as over, pytest.raises(ConfigError, match=r"a worker of the cluster has torch .* \(here 1.0\)"):
+    with pytest.raises(ConfigError, match=r"a worker of the cluster has torch .* \(here 1.0\)"), two.hired(one) as over:
         list(over(slowly, range(3)))
 
 

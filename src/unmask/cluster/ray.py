@@ -75,6 +75,7 @@ class Cluster:
         """Return, for as long as it is entered, a map whose workers each hold what `make` returns and have one CPU."""
         team = self._hire(make, cpus=1, gpus=0)
         try:
+            team.first()  # what keeps workers from starting is told before anything is read
             yield team.over
         finally:
             team.dismiss()
@@ -103,13 +104,21 @@ class Cluster:
             tool.max_tokens = team.first()["max_tokens"]
         tool.over = team.over
 
-    def _hire(self, make: Callable[[], Any], *, cpus: int, gpus: int) -> Team:
+    def room(self) -> tuple[int, dict[str, float]]:
+        """Return how many processes of a run train on the cluster together, and what each takes: a GPU, or the CPUs of torch's threads.
+
+        Raises: ConfigError where there is no room.
+        """
+        import ray
+        import torch
+
+        has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
+        cpus, gpus = 1 if has_gpus else torch.get_num_threads(), int(has_gpus)
+        return self._places(cpus, gpus), {"CPU": cpus, **({"GPU": 1} if has_gpus else {})}
+
+    def _places(self, cpus: int, gpus: int) -> int:
         import ray
 
-        from .team import Team
-
-        if self._team is not None:
-            self._team.dismiss()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(min(_times(node, "CPU", cpus), _times(node, "GPU", gpus)) for node in nodes)
         if not room:
@@ -117,11 +126,19 @@ class Cluster:
                 f"no node of the cluster has {cpus} CPUs, which a worker needs ({self}): a model runs there with as many threads as here, "
                 "so that its numbers are the same; take fewer: OMP_NUM_THREADS=1 unmask ..."
             )
+        return int(min(room, self.workers or room))
+
+    def _hire(self, make: Callable[[], Any], *, cpus: int, gpus: int) -> Team:
+        from .team import Team
+
+        if self._team is not None:
+            self._team.dismiss()
+        number = self._places(cpus, gpus)
         threads = {name: str(cpus) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")} if not gpus else {}
         quiet = {"TOKENIZERS_PARALLELISM": "false" if cpus == 1 else "true", "HF_HUB_OFFLINE": "1"}
         self._team = Team(
             make,
-            int(min(room, self.workers or room)),
+            number,
             {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": {**threads, **quiet}}},
         )
         return self._team

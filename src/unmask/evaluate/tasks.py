@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.over import Place
 from ..errors import ConfigError
 from ..tasks import finetune as runs
 from ..tasks.card import RESULTS
@@ -38,12 +39,13 @@ def evaluate_task(
     precision: str = "fp32",
     max_length: int | None = None,
     batch_tokens: int | None = None,
+    on: Place | None = None,
     **reading: Any,
 ) -> Outcome:
     """Return the numbers of a fine-tuned model on labelled data, each with its count and a 95% interval over items.
 
     `model` is a model folder, an exported one or a run's folder; `reading` are fields of TaskData (format, text_column, on_bad ...).
-    `output` is a folder for metrics.json, predictions.jsonl and report.html.
+    `output` is a folder for metrics.json, predictions.jsonl and report.html. `on` is a Cluster that predicts.
     Raises: ConfigError for a model that is fine-tuned for no task; DataError, CheckpointError.
     """
     name = task_of(model)
@@ -53,7 +55,8 @@ def evaluate_task(
         raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
     folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, "report.html"})
     kind = task(name)
-    predictor = kind.predictor_type.load(model, device=device, precision=precision, max_length=max_length, max_tokens=batch_tokens)
+    how: dict[str, Any] = {"precision": precision, "max_length": max_length, "max_tokens": batch_tokens}
+    predictor = kind.predictor_type.load(model, device=device, on=on, **how)
     sources = [str(one) for one in ([data] if isinstance(data, (str, Path)) else data)]
     settings = TaskData(sources=tuple(sources), **reading)
     items, findings = kind.read_for(predictor, settings)
@@ -142,7 +145,7 @@ def finetune(
     overrides: Iterable[str] = (),
     **settings: Any,
 ) -> Run:
-    """Fine-tune a model for a task ("classify", "ner") on labelled files and return the run.
+    """Fine-tune a model for a task ("classify", "ner", "qa") on labelled files and return the run.
 
     `model` is a folder or a Hub id, with any head; without `dev`, a share of the examples is held out by a hash of their content.
     `recipe` is a TOML file; any field of a recipe is a keyword (`num_epochs=5`, `learning_rate=2e-5`, `seeds=5`), the task's own options
