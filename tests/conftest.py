@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,3 +63,52 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_questions(number: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return questions where and when something happens, as rows of SQuAD 2.0: the context of every fourth does not say."""
+    generator = np.random.default_rng(seed)
+
+    def pick(words: list[str]) -> str:
+        return words[int(generator.integers(len(words)))]
+
+    rows = []
+    for place in range(number):
+        said = {"Where": pick(PLACES), "When": pick(TIMES)}
+        asked = list(said)[int(generator.integers(2))]
+        silent = {asked} if generator.random() < 0.25 else set()
+        parts = {"Where": f" in the {said['Where']}", "When": f" {said['When']}"}
+        event = (
+            f"The {pick(SUBJECTS)} helps the {pick(SUBJECTS)}" + "".join(part for name, part in parts.items() if name not in silent) + "."
+        )
+        others = [f"The {pick(SUBJECTS)} {pick(VERBS)} the {pick(SUBJECTS)}." for _ in range(int(generator.integers(6)))]
+        others.insert(int(generator.integers(len(others) + 1)), event)
+        context = " ".join(others)
+        answers = {"text": [], "answer_start": []} if silent else {"text": [said[asked]], "answer_start": [context.index(said[asked])]}
+        rows.append({"id": f"q{place}", "question": f"{asked} is the help?", "context": context, "answers": answers})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """Return a function: number, seed -> rows of questions."""
+    return make_questions
+
+
+@pytest.fixture(scope="session")
+def questions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 320 questions, a quarter of them without an answer."""
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in make_questions(320)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def answering(tiny_bert: Path, questions_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of a tiny model that has learnt to answer these questions."""
+    import unmask
+
+    return unmask.finetune(
+        "qa", tiny_bert, questions_file, output=tmp_path_factory.mktemp("answering") / "run", max_steps=120, batch_size=16, max_length=48,
+        learning_rate=1e-2, device="cpu", precision="fp32",
+    )  # fmt: skip

@@ -8,14 +8,14 @@ import typer
 
 def doctor(
     files: Annotated[list[str], typer.Argument(help="Labelled files to train on.")],
-    task: Annotated[str, typer.Option(help="classify or ner.")],
+    task: Annotated[str, typer.Option(help="classify, ner or qa.")],
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on.")] = None,
     model: Annotated[str | None, typer.Option(help="A model or tokenizer whose tokens lengths are counted in.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a window (512).")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label; by default found by its name.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text (or context); by default found by its name.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label (or answer); by default found by its name.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair, or of the question.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Say what labelled files hold and what is wrong with them; exit 2 where examples cannot be used as they are."""

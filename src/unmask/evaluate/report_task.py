@@ -14,6 +14,7 @@ from .figure import ACCENT, INK, QUIET, draw, reliability_curve, thin
 from .page import cells, numbers, read_json, tables
 from .report_run import read_log
 from .report_task_ner import ner
+from .report_task_qa import qa
 
 MOST_LABELS = 30  # of a confusion table; of more, the pairs that are most often confused are listed
 PAIRS, WORST = 20, 24
@@ -42,7 +43,7 @@ def parts(folder: Path) -> list[str]:
         title = f"<h1>{escape(folder.resolve().name)}</h1><p>{escape(str(task_of_run(folder)))}</p>"
         return [f'<header>{title}<p class="note">This run has not ended: it has no numbers yet.</p></header>', losses(folder)]
     lines = read_predictions(folder / "predictions.jsonl")
-    own = SECTIONS.get(metrics["task"])
+    own = SECTIONS.get(metrics["task"]) if metrics["num_examples"] else None  # nothing was measured
     return [
         heading(folder, metrics),
         figures(metrics),
@@ -283,3 +284,4 @@ def worst(lines: list[dict[str, Any]]) -> str:
 
 SECTIONS["classify"] = classify
 SECTIONS["ner"] = ner
+SECTIONS["qa"] = qa

@@ -33,14 +33,15 @@ def gather(segments: Iterable[Segment], names: Sequence[str]) -> Examples:
     """Return segments as Examples; those of an example lie together, and examples come in their order. `names` has one an example."""
     ids: list[np.ndarray] = []
     rows: list[np.ndarray] = []
-    labels: list[Any] = []
+    labels: list[np.ndarray] = []
     types: list[np.ndarray | None] = []
     example: list[int] = []
     start = 0
     for segment in segments:
         ids.append(np.asarray(segment.ids, np.int32))
         rows.append(np.asarray(segment.rows, np.int64) + start)
-        labels.extend([0] * len(segment.rows) if segment.labels is None else segment.labels)
+        if len(segment.rows):
+            labels.append(np.zeros(len(segment.rows), np.int8) if segment.labels is None else np.asarray(segment.labels))
         types.append(None if segment.types is None else np.asarray(segment.types, np.int8))
         example.append(segment.example)
         start += len(ids[-1])
@@ -51,7 +52,7 @@ def gather(segments: Iterable[Segment], names: Sequence[str]) -> Examples:
         bounds=np.cumsum([0, *map(len, ids)]),
         example=np.array(example, np.int64),
         label_positions=np.concatenate(rows) if rows else np.zeros(0, np.int64),
-        labels=np.array(labels),
+        labels=np.concatenate(labels) if labels else np.zeros(0, np.int64),
         names=names,
         token_type_ids=np.concatenate([np.zeros(len(b), np.int8) if a is None else a for a, b in parts]) if typed else None,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # name -> how transformers ends the names of its classes. tasks/NAME.py defines PREDICTOR, what a model for the task is used through
 # (without torch, for exports); tasks/NAME_training.py defines OBJECTIVE, how one is fine-tuned
-TASKS = {"classify": "ForSequenceClassification", "ner": "ForTokenClassification"}
+TASKS = {"classify": "ForSequenceClassification", "ner": "ForTokenClassification", "qa": "ForQuestionAnswering"}
 
 
 def task(name: str) -> type[TaskObjective]:
