@@ -90,6 +90,38 @@ def check_shapes(batch, micro_tokens, max_length, specials=SPECIALS, position_of
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
+    st.lists(st.integers(0, 150), min_size=1, max_size=30).filter(any), st.integers(3, 70), st.integers(1, 3), st.integers(1, 4),
+    st.sampled_from([1, 2, 3, 4, 7]),
+)  # fmt: skip
+def test_processes_share_a_step_and_change_nothing_of_it(tmp_path_factory, lengths, max_length, times, packs, size):
+    """Whatever their number, the windows of a step and their masks are the same, and nobody has much more of it than another."""
+    store = make_store(tmp_path_factory.mktemp("s") / "s", lengths, batch_tokens=100, shard_bytes=500)
+    micro_tokens = max_length * times
+    options = {"max_length": max_length, "micro_tokens": micro_tokens, "batch_tokens": micro_tokens * packs}
+    whole, shares = loader(store, **options), [loader(store, **options) for _ in range(size)]
+    for rank, share in enumerate(shares):
+        share.divide(rank, size)
+
+    def windows(batches):
+        return sorted(
+            (document, original.tolist(), corrupted.tolist(), label.tolist())
+            for batch in batches
+            for document, original, corrupted, label in segments(batch)
+            if document >= 0
+        )
+
+    for step in range(whole.steps_per_epoch() + 1):
+        parts = [share.batch(step) for share in shares]
+        assert windows(whole.batch(step)) == windows([batch for part in parts for batch in part])
+        assert len({batch.input_ids.shape for part in parts for batch in part}) == 1
+        tokens = [sum(batch.num_tokens for batch in part) for part in parts]
+        assert sum(tokens) == whole.num_tokens_of(step) == shares[0].num_tokens_of(step)
+        if len(whole.plan.packs(step)[1]) % size:  # dealt again: whole packs go round as they are, all of one shape
+            assert max(tokens) - min(tokens) <= max_length * -(-len(whole.plan.packs(step)[1]) // size)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
     st.lists(st.integers(0, 150), min_size=1, max_size=30).filter(any), st.integers(3, 70), st.integers(1, 3), st.integers(1, 3),
     st.sampled_from(sorted(STRATEGIES)), st.sampled_from([SPECIALS, PLAIN]), st.sampled_from([0, 2]),
 )  # fmt: skip

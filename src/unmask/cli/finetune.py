@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .launch import Processes, Restarts, launch
 from .model import MODEL
 
 if TYPE_CHECKING:
@@ -19,16 +20,16 @@ Train = Annotated[list[str] | None, typer.Option("--train", "-t", help="Labelled
 
 
 def finetune(
-    task: Annotated[str, typer.Argument(help="classify or ner.")],
+    task: Annotated[str, typer.Argument(help="classify, ner or qa.")],
     model: Annotated[str | None, typer.Argument(help=f"The model to fine-tune: {MODEL[2:]}", show_default=False)] = None,
     train: Train = None,
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on; else a share of --train, by content.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe (.toml).")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label; by default found by its name.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text (or context); by default found by its name.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label (or answer); by default found by its name.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair, or of the question.")] = None,
     on_bad: Annotated[str | None, typer.Option(help="Examples that cannot be used: error (the default), or drop and count them.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the examples (3 where no budget is given).")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: steps.")] = None,
@@ -47,6 +48,8 @@ def finetune(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Any field of a recipe: section.key=value (options.loss=focal).")
     ] = None,
+    processes: Processes = None,
+    restarts: Restarts = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained on, and how; train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
@@ -70,6 +73,9 @@ def finetune(
         return 0
     if output is None:
         raise ConfigError("name the folder of the run: --output RUN (or look first, with --dry-run)")
+    code = launch(processes, restarts)
+    if code is not None:
+        return code
     from ..evaluate.tasks import finetune as run
 
     return ended(run(task, name, train or None, output=output, dev=dev or None, recipe=recipe, overrides=settings or (), **given), as_json)
@@ -79,6 +85,8 @@ def ended(run: Run, as_json: bool) -> int:
     """Print what a fine-tuning run came to; return the exit code."""
     if run.interrupted:
         return 130
+    if not run.is_first:  # another process tells
+        return 0
     from ..train.runlog import finite
 
     report = run.folder / "report.html"

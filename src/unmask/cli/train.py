@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .launch import Processes, Restarts, launch
+from .on import On, Workers, starter
+
 if TYPE_CHECKING:
     from ..train.session import Run
 
@@ -35,11 +38,17 @@ def pretrain(
     tokens: Tokens = None,
     held_out: HeldOut = None,
     settings: Settings = None,
+    processes: Processes = None,
+    restarts: Restarts = 0,
+    on: On = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> int:
     """Pre-train a masked language model from scratch."""
-    from ..evaluate.runs import pretrain as start
-
+    code = launch(processes, restarts) if on is None else None
+    if code is not None:
+        return code
+    start = starter("pretrain", output, on, workers, processes, restarts)
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
     run = start(recipe, output=output, data=data, tokenizer=tokenizer, overrides=settings or (), **budget)
     return _end(run, as_json)
@@ -67,11 +76,17 @@ def adapt(
     replay_ratio: Annotated[float | None, typer.Option(help="Its share of the tokens (0.1 where it is not given).")] = None,
     extend_vocab: Annotated[int | None, typer.Option(min=1, help="Add so many words of the domain to the vocabulary.")] = None,
     settings: Settings = None,
+    processes: Processes = None,
+    restarts: Restarts = 0,
+    on: On = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> int:
     """Continue the pre-training of an existing model on the text of a domain."""
-    from ..evaluate.runs import adapt as start
-
+    code = launch(processes, restarts) if on is None else None
+    if code is not None:
+        return code
+    start = starter("adapt", output, on, workers, processes, restarts)
     if recipe is None and model is not None and model.endswith(".toml"):
         recipe, model = Path(model), None
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens, held_out=held_out)
@@ -87,11 +102,17 @@ def resume(
     epochs: Epochs = None,
     tokens: Tokens = None,
     settings: Settings = None,
+    processes: Processes = None,
+    restarts: Restarts = 0,
+    on: On = None,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> int:
     """Go on with an interrupted run, exactly where it stood; a new budget prolongs a finished one."""
-    from ..evaluate.runs import resume as go_on
-
+    code = launch(processes, restarts) if on is None else None
+    if code is not None:
+        return code
+    go_on = starter("resume", run, on, workers, processes, restarts)
     budget = _given(max_minutes=minutes, max_steps=steps, num_epochs=epochs, max_tokens=tokens)
     return _end(go_on(run, overrides=settings or (), **budget), as_json)
 
@@ -104,6 +125,8 @@ def _end(run: Run, as_json: bool) -> int:
     """Print what a run came to; return the exit code."""
     if run.interrupted:
         return 130
+    if not run.is_first:  # another process tells
+        return 0
     if "task" in run.metrics:
         from .finetune import ended
 

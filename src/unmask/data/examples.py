@@ -169,3 +169,8 @@ class ExampleLoader:
     def document_id(self, document: int) -> str:
         """Return the name of an example."""
         return self.examples.names[document]
+
+    def tokens_of(self, document: int) -> np.ndarray:
+        """Return the token ids of an example, of its first segment."""
+        first, last = self.examples.bounds[self._first[document] : self._first[document] + 2]
+        return self.examples.input_ids[first:last]

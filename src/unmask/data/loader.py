@@ -125,9 +125,16 @@ class Packer:
         return edges
 
     def batch(
-        self, document: np.ndarray, start: np.ndarray, stop: np.ndarray, *, epoch: Epoch, probability: float | None = None
+        self,
+        document: np.ndarray,
+        start: np.ndarray,
+        stop: np.ndarray,
+        *,
+        epoch: Epoch,
+        probability: float | None = None,
+        room: int | None = None,
     ) -> PackedBatch:
-        """Return one packed batch of windows, padded to `micro_tokens`."""
+        """Return one packed batch of windows, padded to `room` tokens (unset: `micro_tokens`)."""
         import torch
 
         from .batch import PackedBatch
@@ -136,9 +143,10 @@ class Packer:
         content = stop - start
         sizes = content + self.num_special
         used = int(sizes.sum())
-        room = self.micro_tokens - used
+        total = room or self.micro_tokens
+        room = total - used
         if room < 0:
-            raise ConfigError(f"{used} tokens do not fit into micro_tokens = {self.micro_tokens}")
+            raise ConfigError(f"{used} tokens do not fit into micro_tokens = {total}")
         # the padding is one segment, unless that were longer than a window may be (and than the model has positions)
         padding = np.full(-(-room // self.max_length), self.max_length, dtype=np.int64)
         padding[-1:] = room - self.max_length * (len(padding) - 1)
@@ -146,11 +154,11 @@ class Packer:
         begins = bounds[: len(sizes)]
         shift = np.repeat(begins + len(self.before) - (np.cumsum(content) - content), content)
         places = np.arange(len(shift)) + shift
-        ids = np.full(self.micro_tokens, self.specials.pad, dtype=np.int64)
+        ids = np.full(total, self.specials.pad, dtype=np.int64)
         ids[begins[:, None] + np.arange(len(self.before))] = self.before
         ids[(begins + sizes)[:, None] - len(self.after) + np.arange(len(self.after))] = self.after
         ids[places] = corrupted
-        positions = np.arange(self.micro_tokens) - np.repeat(bounds[:-1] - self.position_offset, np.diff(bounds))
+        positions = np.arange(total) - np.repeat(bounds[:-1] - self.position_offset, np.diff(bounds))
         return PackedBatch(
             input_ids=torch.from_numpy(ids)[None],
             position_ids=torch.from_numpy(positions)[None],
@@ -195,13 +203,20 @@ class Loader:
             micro_tokens=micro_tokens, batch_tokens=batch_tokens, shuffle=shuffle,
         )  # fmt: skip
         self.masking = masking
+        self.rank, self.size = 0, 1
+
+    def divide(self, rank: int, size: int) -> None:
+        """Give, from now on, only the part of every step that is one of `size` processes' own."""
+        self.rank, self.size = rank, size
 
     def batch(self, step: int, probability: float | None = None) -> list[PackedBatch]:
         """Return the micro-batches of a step (counted from 0 over the whole run); `probability` is the mask rate of a schedule."""
-        epoch, packs = self.plan.packs(step)
+        epoch, packs, room = self.plan.share(step, self.rank, self.size)
         windows = self.plan.windows
         return [
-            self.packer.batch(windows.document[pack], windows.start[pack], windows.stop[pack], epoch=epoch, probability=probability)
+            self.packer.batch(
+                windows.document[pack], windows.start[pack], windows.stop[pack], epoch=epoch, probability=probability, room=room
+            )
             for pack in packs
         ]
 
@@ -214,7 +229,7 @@ class Loader:
         return step // self.plan.steps_per_epoch
 
     def num_tokens_of(self, step: int) -> int:
-        """Return how many real tokens, special ones among them, a step has."""
+        """Return how many real tokens, special ones among them, a step has, in all processes."""
         return int(sum(self.plan.sizes[pack].sum() for pack in self.plan.packs(step)[1]))
 
     @property
@@ -225,3 +240,7 @@ class Loader:
     def document_id(self, document: int) -> str:
         """Return the name that a document was packed with."""
         return self.packer.store.document_id(document)
+
+    def tokens_of(self, document: int) -> np.ndarray:
+        """Return the token ids of a document, without special tokens."""
+        return self.packer.store.ids(document)

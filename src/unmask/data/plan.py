@@ -6,6 +6,7 @@ under a second, so that nothing about the order has to be saved, only the seed.
 
 from __future__ import annotations
 
+import heapq
 import threading
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..rng import rng
 
+ROUND = 64  # a pack is filled up to a multiple of so many tokens: kernels are made once a shape
 POOL = 1024  # windows that are packed together, about; a larger pool wastes less and takes longer
 FEW = 20  # windows: packs that hold fewer are filled by best fit
 TRIES = 3  # orders that an epoch tries before it falls back on the first epoch's packs
@@ -212,6 +214,34 @@ class Plan:
         packs = self.epoch(epoch)
         first = inside * self.packs_a_step
         return epoch, [packs[number] for number in range(first, min(first + self.packs_a_step, len(packs)))]
+
+    def share(self, step: int, rank: int, size: int) -> tuple[int, list[np.ndarray], int]:
+        """Return the epoch of a step, the packs of it that are one of `size` processes' part, and how many tokens each is filled up to.
+
+        Which windows a step has does not depend on the processes. Packs go round where there are as many for each; otherwise the step's
+        windows are dealt again, to packs that are smaller and as many for each.
+        """
+        epoch, packs = self.packs(step)
+        if len(packs) % size == 0:
+            return epoch, packs[rank::size], self.room
+        windows = np.concatenate(packs)
+        number = -(-len(packs) // size) * size
+        where = deal(self.sizes[windows], number)
+        fullest = int(np.bincount(where, weights=self.sizes[windows]).max())
+        room = -(-max(fullest, len(packs) * self.room // number) // ROUND) * ROUND
+        dealt = (windows[where == pack] for pack in range(rank, number, size))
+        return epoch, [pack for pack in dealt if len(pack)], room
+
+
+def deal(sizes: np.ndarray, number: int) -> np.ndarray:
+    """Return which of `number` heaps each item goes to, so that all are about as large: the largest first, to the smallest heap."""
+    heaps = [(0, heap) for heap in range(number)]
+    where = np.zeros(len(sizes), dtype=np.int64)
+    for item in np.argsort(-sizes, kind="stable"):
+        size, heap = heaps[0]
+        where[item] = heap
+        heapq.heapreplace(heaps, (size + int(sizes[item]), heap))
+    return where
 
 
 def _split(packs: Packs, wanted: int) -> Packs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .loader import Loader
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ class ReplayLoader:
     def __init__(self, domain: Loader, replay: Loader) -> None:
         self.domain, self.replay = domain, replay
         self.packer, self.plan, self.masking = domain.packer, domain.plan, domain.masking
+
+    def divide(self, rank: int, size: int) -> None:
+        """Give, from now on, only the part of every step that is one of `size` processes' own."""
+        self.domain.divide(rank, size)
+        self.replay.divide(rank, size)
 
     def batch(self, step: int, probability: float | None = None) -> list[PackedBatch]:
         """Return the micro-batches of a step: first those of the domain, then the replayed ones."""
@@ -58,3 +65,8 @@ class ReplayLoader:
         """Return the name of a document, of whichever text."""
         first = len(self.domain.packer.store)
         return self.domain.document_id(document) if document < first else self.replay.document_id(document - first)
+
+    def tokens_of(self, document: int) -> np.ndarray:
+        """Return the token ids of a document, of whichever text."""
+        first = len(self.domain.packer.store)
+        return self.domain.tokens_of(document) if document < first else self.replay.tokens_of(document - first)

@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 def finish(run: Run) -> Run:
     """Compare an adapted model with its base where that is asked for, write RUN/report.html, and return the run; no more if interrupted."""
-    if not run.interrupted:
+    if not run.interrupted and run.is_first:
         if adaptation.is_wanted(recipes.load(run.folder / "config.toml")):
             adaptation.write(run.folder, say=tell)
         write(run.folder)

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError
 from ..train import run as runs
 from ..train.checkpoint import write_folder
+from ..train.distributed import launched
 from ..train.runlog import finite
 from ..train.session import Run, run_session, write_text
 from ..train.setup import claim
@@ -50,6 +51,8 @@ def make_recipe(
 def start(recipe: TaskRecipe, output: str | Path, after: After) -> Run:
     """Run a recipe in a new folder and return the run; of several seeds, what the best came to."""
     if recipe.seeds > 1:
+        if launched()[1] > 1:
+            raise ConfigError(f"seeds = {recipe.seeds} in {launched()[1]} processes: seeds are run one after another, by one process")
         folder = claim(output)
         write_text(folder / CONFIG, recipe.to_toml())
         return _seeds(recipe, folder, after)
@@ -79,7 +82,7 @@ def _one(recipe: TaskRecipe, after: After, go: Callable[[TaskRecipe, Any], Run])
         return kept[-1]
 
     run = go(recipe, make)
-    return run if run.interrupted else after(run, kept[-1])
+    return run if run.interrupted or not run.is_first else after(run, kept[-1])
 
 
 def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.manifest import MANIFEST, compare, entries, read_manifest, sha256
 from ..errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 TENSORS = "training_state.safetensors"  # optimizers, random numbers: whatever is a tensor
 INFO = "trainer_state.json"  # step, tokens, seconds: whatever is not
-MANIFEST = "manifest.json"  # size and SHA-256 of every other file
 COMPLETE = "COMPLETE"  # written last: the SHA-256 of the manifest
 NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 LEFTOVER = re.compile(r"step-\d{8,}\.(partial|deleted)")
@@ -99,11 +99,19 @@ class Checkpoints:
         return checkpoint
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole; for each newer one that is not, log a warning that says why."""
+        """Return the newest checkpoint that is whole; for each newer one that is not, log a warning that says why.
+
+        Raises: CheckpointError where there are some, and none is whole.
+        """
         for folder in self._folders():
             checkpoint = self._read(folder)
             if checkpoint is not None:
                 return checkpoint
+        if damaged := self._folders():
+            raise CheckpointError(
+                f"none of the {len(damaged)} checkpoints in '{self.folder}' is whole; bring back one of them, or remove the folder to "
+                "begin again with the first step"
+            )
         return None
 
     def named(self, name: str | None) -> Checkpoint | None:
@@ -115,6 +123,17 @@ class Checkpoints:
             info = json.loads((folder / INFO).read_text(encoding="utf-8"))
             self._known[folder] = Checkpoint(folder, int(info["step"]), info["heldout_loss"], info)
         return self._known[folder]
+
+    def go_back(self, step: int) -> bool:
+        """Delete the checkpoints of later steps, and return True; where none is of that step or before, do nothing, and return False."""
+        whole = [checkpoint for checkpoint in self._complete() if checkpoint is not None]
+        if not any(checkpoint.step <= step for checkpoint in whole):
+            return False
+        for checkpoint in whole:
+            if checkpoint.step > step:
+                self._known.pop(checkpoint.folder, None)
+                remove(checkpoint.folder)
+        return True
 
     def best(self) -> Checkpoint | None:
         """Return the whole checkpoint with the lowest held-out loss (the newer of equals), None where none was measured."""
@@ -169,12 +188,10 @@ class Checkpoints:
 
 def seal(folder: Path) -> None:
     """Write the manifest of a folder and then its COMPLETE marker, everything flushed to the disk before the marker is."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {}
-    for path in files:
-        flush(path)
-        entries[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    text = json.dumps({"files": entries}, indent=1) + "\n"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flush(path)
+    text = json.dumps({"files": entries(folder)}, indent=1) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     flush(folder / MANIFEST)
     flush(folder)
@@ -188,22 +205,10 @@ def check(folder: Path, *, content: bool = True) -> None:
     """
     if not (folder / COMPLETE).is_file():
         raise CheckpointError(f"it has no {COMPLETE} marker: writing it was interrupted")
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        entries = json.loads(text)["files"]
-    except FileNotFoundError:
-        raise CheckpointError(f"its {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"its {MANIFEST} is not readable") from None
-    if (folder / COMPLETE).read_text(encoding="utf-8", errors="replace").strip() != hashlib.sha256(text.encode()).hexdigest():
+    found = read_manifest(folder)
+    if (folder / COMPLETE).read_text(encoding="utf-8", errors="replace").strip() != sha256(folder / MANIFEST):
         raise CheckpointError(f"its {MANIFEST} is not the one that was written")
-    for name, entry in entries.items():  # sizes first: they cost nothing
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{name} is missing" if size is None else f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
-    for name, entry in entries.items() if content else ():
-        if sha256(folder / name) != entry["sha256"]:
-            raise CheckpointError(f"the content of {name} has changed since it was written (SHA-256 differs)")
+    compare(folder, found or {}, content=content)
 
 
 def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
@@ -261,12 +266,6 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.batch import PackedBatch
 from ..errors import DataError
 from ..model.heads import forward_packed
+from .distributed import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,15 +25,18 @@ CHUNK_ELEMENTS = 2**22
 MAX_EXPONENT = 700.0  # exp of more is no float
 
 
-def heldout(model: PreTrainedModel, batches: Iterable[PackedBatch], precision: Precision | None = None) -> dict[str, Any]:
+def heldout(
+    model: PreTrainedModel, batches: Iterable[PackedBatch], precision: Precision | None = None, world: World | None = None
+) -> dict[str, Any]:
     """Return masked_loss, masked_perplexity, masked_accuracy, num_masked_tokens, num_documents, num_tokens of a model on frozen batches.
 
     `masked_loss` is the mean over masked tokens (not over batches) of the negative log-probability of the original token, summed in
     float64; the perplexity, its exponential, is that of a masked language model and does not compare with a causal one. `precision` names
-    the number format of the products that were measured with.
+    the number format of the products that were measured with. Of several processes (`world`) each runs its share of the batches.
     Units: masked_loss in nats. The model is left in the mode (training or evaluation) that it was in.
     Raises: DataError where the batches hold no masked token.
     """
+    world = world or World()
     device = next(model.parameters()).device
     loss, correct, labels, tokens = 0.0, 0, 0, 0
     documents: set[int] = set()
@@ -40,16 +44,20 @@ def heldout(model: PreTrainedModel, batches: Iterable[PackedBatch], precision: P
     model.eval()
     try:
         with torch.no_grad():  # not inference_mode: what a model caches in it could not be trained with
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                documents.update(document for document in batch.documents.tolist() if document >= 0)
+                if number % world.size != world.rank:
+                    continue
                 batch = batch.to(device)
                 with precision.autocast() if precision is not None else contextlib.nullcontext():
                     logits = forward_packed(model, batch)
                 batch_loss, batch_correct = sums(logits, batch.labels)
                 loss, correct = loss + batch_loss, correct + batch_correct
                 labels, tokens = labels + len(batch.labels), tokens + batch.num_tokens
-                documents.update(number for number in batch.documents.tolist() if number >= 0)
     finally:
         model.train(training)
+    loss, *counts = world.sum(loss, correct, labels, tokens)
+    correct, labels, tokens = map(int, counts)
     found = numbers(loss, correct, labels, num_documents=len(documents), num_tokens=tokens)
     return {**found, "precision": precision.name if precision is not None else "fp32"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from ..data.batch import PackedBatch
 from ..errors import ConfigError, RunError
+from .distributed import World
+from .guard import PATIENCE, Diverged, Guard
 from .optim import OptimConfig, schedule
 
-MAX_SKIPPED = 3  # steps in a row whose loss or gradient is not finite
 DEFAULT_EPOCHS = 3.0  # where no budget is given
+BUDGETS = ("max_steps", "num_epochs", "max_tokens", "max_minutes")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,13 @@ class TrainConfig:
     patience: int | None = None  # evaluations in a row that are no better than the best, after which the run ends; unset: it goes on
     log_steps: int = 10  # steps between lines of log.jsonl
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, mlflow, trackio
+    spike_score: float = 10.0  # how far a loss may leap: times their spread above the last ones; such a batch is left out; 0: however far
+    gradient_compression: Literal["none", "bf16"] = "none"  # what gradients are sent as, where several processes train
+    bucket_megabytes: float = 25.0  # of gradients that are sent at a time
+    timeout_minutes: float = 30.0  # that processes wait for one of them before the run ends; longer than an evaluation or a save takes
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "num_epochs", "max_tokens", "max_minutes", "save_total_limit", "log_steps", "patience"):
+        for name in (*BUDGETS, "save_total_limit", "log_steps", "patience", "bucket_megabytes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"train.{name} = {value!r}; allowed: a number above 0")
@@ -50,6 +57,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"train.{name} = {value!r}; allowed: a whole number from 0")
+        if not self.spike_score >= 0:
+            raise ConfigError(f"train.spike_score = {self.spike_score!r}; allowed: a number from 0 (10 is usual; 0: no loss is a leap)")
 
     def progress(self, step: float, tokens: float, seconds: float, steps_per_epoch: int) -> float:
         """Return the share of the budget that is used up; 1 or more ends the run."""
@@ -90,6 +99,7 @@ class TrainState:
     seconds: float = 0.0  # wall-clock, over all resumes
     skipped: int = 0  # steps in a row that were skipped
     halvings: int = 0  # how often micro-batches are halved, because memory ran out
+    guard: Guard = field(default_factory=Guard)
 
     def progress(self, config: TrainConfig) -> float:
         """Return the share of the budget that is used up."""
@@ -107,8 +117,9 @@ class Step:
     num_labels: float
     seconds: float
     wait_seconds: float  # of them, spent waiting for data
-    skipped: bool = False
+    fault: str | None = None  # why it was skipped
     documents: list[int] = field(default_factory=list)  # of a skipped step: whose they are
+    talk_seconds: float = 0.0  # of the step, spent waiting for other processes; this and `wait_seconds` are means over the processes
 
 
 def train(
@@ -118,13 +129,17 @@ def train(
     config: LoopConfig,
     on_step: Callable[[TrainState, Step], bool | None],
     count: Callable[[PackedBatch], float] = lambda batch: len(batch.labels),
+    world: World | None = None,
 ) -> TrainState:
     """Train until the budget is used up, or `on_step` returns True; return the state, which is changed in place.
 
     `batches` gives the micro-batches of a step, `step_loss` the *summed* loss of one of them, `count` its part of the number that the sum
-    over the step is divided by; `on_step` is called after every step.
-    Raises: RunError when the loss is not finite three times in a row, or when a single window does not fit into memory.
+    over the step is divided by; `on_step` is called after every step. Of several processes (`world`) each has its own micro-batches of
+    the step; numbers are those of the whole step, and every decision is the same in all of them.
+    A step whose loss leaps or is not finite changes nothing.
+    Raises: Diverged (a RunError) when there are three such steps in a row; RunError when a single window does not fit into memory.
     """
+    world = world or World()
     parameters = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
     begin = time.perf_counter() - state.seconds
     state.model.train()
@@ -132,14 +147,19 @@ def train(
         start = time.perf_counter()
         micro_batches = next(batches)
         waited = time.perf_counter() - start
-        num_tokens, num_labels = sum(batch.num_tokens for batch in micro_batches), sum(count(batch) for batch in micro_batches)
+        world.take_waited()  # for an evaluation, or a save
+        own = sum(batch.num_tokens for batch in micro_batches), sum(count(batch) for batch in micro_batches)
+        num_tokens, num_labels = world.sum(*own)
 
-        rate = set_learning_rates(state, config, num_tokens)
-        total = accumulate(state, micro_batches, step_loss, num_labels)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        loss, grad_norm = torch.stack([total, norm]).tolist()
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
+        rate = set_learning_rates(state, config, int(num_tokens))
+        loss = grad_norm = math.nan
+        fault = state.guard.before(state.step + 1)
+        if fault is None:
+            total = accumulate(state, micro_batches, step_loss, num_labels, world)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            loss, grad_norm = torch.stack([total, norm]).tolist()
+            fault = state.guard.after(loss, grad_norm, config.train.spike_score)
+        if fault is None:
             if config.optim.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.max_grad_norm, norm)
             for optimizer in state.optimizers:
@@ -148,19 +168,18 @@ def train(
             parameter.grad = None
 
         state.step += 1
-        state.tokens += num_tokens
-        state.skipped = 0 if finite else state.skipped + 1
-        state.seconds = time.perf_counter() - begin
-        culprits = [] if finite else sorted({int(d) for batch in micro_batches for d in batch.documents if d >= 0})
+        state.tokens += int(num_tokens)
+        state.skipped = 0 if fault is None else state.skipped + (not fault.known)
+        culprits = [] if fault is None else documents(micro_batches, world)
+        waited, talked = (mean / world.size for mean in world.sum(waited, world.take_waited()))
+        state.seconds = world.of_first(time.perf_counter() - begin)
         seconds = time.perf_counter() - start
-        stop = on_step(state, Step(loss, grad_norm, rate, num_tokens, num_labels, seconds, waited, not finite, culprits))
-        state.seconds = time.perf_counter() - begin
-        if state.skipped >= MAX_SKIPPED:
-            raise RunError(
-                f"the loss or its gradient was not finite in {MAX_SKIPPED} steps in a row, the last one step {state.step} (loss {loss}, "
-                f"gradient norm {grad_norm}); those steps were skipped, and log.jsonl names their documents. What helps: a lower "
-                "optim.learning_rate, a longer optim.warmup_ratio, train.precision=fp32"
-            )
+        stop = on_step(
+            state, Step(loss, grad_norm, rate, int(num_tokens), num_labels, seconds, waited, fault and fault.reason, culprits, talked)
+        )
+        state.seconds = world.of_first(time.perf_counter() - begin)
+        if fault is not None and not fault.known and state.skipped >= PATIENCE:
+            raise Diverged(state.step, fault)
         if stop:
             break
     return state
@@ -178,39 +197,53 @@ def set_learning_rates(state: TrainState, config: LoopConfig, num_tokens: int) -
 
 
 def accumulate(
-    state: TrainState, micro_batches: Sequence[PackedBatch], step_loss: Callable[[Any, PackedBatch], Tensor], num_labels: float
+    state: TrainState,
+    micro_batches: Sequence[PackedBatch],
+    step_loss: Callable[[Any, PackedBatch], Tensor],
+    num_labels: float,
+    world: World | None = None,
 ) -> Tensor:
     """Leave the gradient of the step's mean loss in the parameters, and return that loss.
 
     Every micro-batch's sum is divided by the labels of the whole step, so that how a step is cut changes nothing. When memory runs out
-    the micro-batches are halved, from then on, and the step is done again.
+    in any process, the micro-batches of all are halved, from then on, and the step is done again.
     """
+    world = world or World()
     while True:
         pieces = [piece for batch in micro_batches for piece in halve(batch, state.halvings) if len(piece.labels)]
+        reason = None
         try:
             total = torch.zeros(())
-            for piece in pieces:
-                loss = step_loss(state.model, piece) / (num_labels or 1)
-                loss.backward()
+            for number, piece in enumerate(pieces, start=1):
+                with world.backward(last=number == len(pieces)):
+                    loss = step_loss(state.model, piece) / (num_labels or 1)
+                    loss.backward()
                 total = total.to(loss.device) + loss.detach()
-            return total
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # out of the handler, so that the failed step's tensors are no longer held by the traceback
+        world.finish()
+        if not world.any(reason is not None):
+            return world.total(total)
         state.model.zero_grad(set_to_none=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         state.halvings += 1
-        if sum(len(halve(batch, state.halvings)) for batch in micro_batches) == sum(
-            len(halve(batch, state.halvings - 1)) for batch in micro_batches
-        ):
+        now, before = (sum(len(halve(batch, times)) for batch in micro_batches) for times in (state.halvings, state.halvings - 1))
+        if not world.any(now > before):
             raise RunError(
-                f"memory runs out even for a single window ({reason}); lower data.max_length ({max(b.max_seqlen for b in micro_batches)} "
-                "tokens here), or take a smaller model"
+                f"memory runs out even for a single window ({reason or 'in another process'}); lower data.max_length "
+                f"({max((b.max_seqlen for b in micro_batches), default=0)} tokens here), or take a smaller model"
             )
+
+
+def documents(micro_batches: Sequence[PackedBatch], world: World) -> list[int]:
+    """Return the numbers of the documents of a step, those of all processes."""
+    own = {int(number) for batch in micro_batches for number in batch.documents if number >= 0}
+    return sorted({number for found in world.gather(json.dumps(sorted(own)).encode()) for number in json.loads(found)})
 
 
 def halve(batch: PackedBatch, times: int) -> list[PackedBatch]:

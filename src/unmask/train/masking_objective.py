@@ -25,6 +25,7 @@ class MaskedLanguageModel(Objective):
     """Predict the masked tokens; measured on frozen masks of held-out text, beside word frequencies and the model as it began."""
 
     unit = "masked_tokens"
+    evaluates_together = True
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -78,9 +79,9 @@ class MaskedLanguageModel(Objective):
 
     def evaluate(self) -> dict[str, Any]:
         """Return the model's numbers on the frozen masks of the held-out text, and of the general text where some is replayed."""
-        metrics = heldout(self.model, self.setup.eval_batches, self.precision)
+        metrics = heldout(self.model, self.setup.eval_batches, self.precision, self.world)
         if self.setup.general_batches:
-            metrics["general"] = heldout(self.model, self.setup.general_batches, self.precision)
+            metrics["general"] = heldout(self.model, self.setup.general_batches, self.precision, self.world)
         return metrics
 
     def rank(self, metrics: dict[str, Any]) -> float:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data.batch import PackedBatch
+from .distributed import World
 from .loop import LoopConfig, Step, TrainState
 from .lora import LoraConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,6 +43,12 @@ class Batches(Protocol):
     def document_id(self, document: int) -> str:
         """Return the name of a document or example."""
 
+    def tokens_of(self, document: int) -> np.ndarray:
+        """Return the token ids of a document, or of the beginning of an example."""
+
+    def divide(self, rank: int, size: int) -> None:
+        """Give, from now on, only the part of every step that is one of `size` processes' own."""
+
 
 class Objective(ABC):
     """A model with its batches, its loss, its numbers and its card. Making one twice from a recipe gives the same.
@@ -55,6 +63,14 @@ class Objective(ABC):
     model: PreTrainedModel
     loader: Any  # Batches
     unit: str = "examples"
+    evaluates_together = False  # whether all processes take part in `evaluate`; otherwise the first does it alone, and tells the others
+    world = World()
+
+    def share(self, world: World) -> None:
+        """Take part in the work of several processes: train on this one's share of every step."""
+        self.world = world
+        if world.size > 1:
+            self.loader.divide(world.rank, world.size)
 
     @abstractmethod
     def loss_sum(self, model: Any, batch: PackedBatch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from ..box import or_box
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
+from .distributed import is_restarted, launched
 from .masking_objective import MaskedLanguageModel
 from .objective import Make, RunRecipe
 from .recipe import Recipe
@@ -85,7 +86,14 @@ def check_changes(changes: Mapping[str, Any], overrides: Iterable[str]) -> None:
 
 
 def start(recipe: RunRecipe, output: str | Path, make: Make = MaskedLanguageModel.make) -> Run:
-    """Run a recipe in a new folder and return the run; `make` makes what it trains for."""
+    """Run a recipe in a new folder and return the run; `make` makes what it trains for.
+
+    Of several processes that were launched together, the first makes the folder. When they are launched again, because one of them died,
+    they go on with the run that they have begun.
+    """
+    folder = Path(output).expanduser()
+    if launched()[0] or (is_restarted() and (folder / "config.toml").is_file()):
+        return run_session(folder, recipe, make)
     fresh = not Path(output).expanduser().exists()
     folder = claim(output)
     try:

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import platform
+import resource
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RunError
 from .trackers import Trackers
 
 if TYPE_CHECKING:
@@ -37,14 +38,21 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: str | Path, *, step: int = 0, config: TrainConfig, console: Console | None = None, unit: str = "masked_tokens"
+        self,
+        folder: str | Path,
+        *,
+        step: int = 0,
+        config: TrainConfig,
+        console: Console | None = None,
+        unit: str = "masked_tokens",
+        num_processes: int = 1,
     ) -> None:
-        self.folder, self.config, self.unit = Path(folder), config, unit
+        self.folder, self.config, self.unit, self.num_processes = Path(folder), config, unit, num_processes
         self.path = self.folder / LOG
         cut_back(self.path, step)
         self.trackers = Trackers(config.trackers, self.folder, step=step)
         self.file = open(self.path, "a", encoding="utf-8")
-        self.display = Display(console)
+        self.display = Display(console, num_processes)
         self._window = Window()
         record = environment()
         (self.folder / ENVIRONMENT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -56,13 +64,19 @@ class RunLog:
         self.display.step(state, step, progress)
         if final or state.step % self.config.log_steps == 0:
             line = {"step": state.step, "progress": round(progress, 6), "tokens": state.tokens, "seconds": round(state.seconds, 3)}
-            self.write({**line, **self._window.numbers(self.unit), "learning_rate": step.learning_rate})
+            self.write({**line, **self._window.numbers(self.unit, self.num_processes), "learning_rate": step.learning_rate})
             self._window = Window()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line to log.jsonl, at once; its numbers go to the trackers too."""
-        self.file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-        self.file.flush()
+        """Append one line to log.jsonl, at once; its numbers go to the trackers too.
+
+        Raises: RunError when it cannot be written.
+        """
+        try:
+            self.file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise RunError(f"'{self.path}' cannot be written ({error.strerror}); make room, then go on with `unmask resume`") from error
         prefix = f"{record['event']}/" if "event" in record else "train/"
         values = {f"{prefix}{name}": float(value) for name, value in record.items() if is_number(value) and name != "step"}
         if values and "step" in record:
@@ -76,14 +90,31 @@ class RunLog:
         """End the live line and the trackers, and close log.jsonl; more than once does no harm."""
         self.display.close()
         self.trackers.close()
-        self.file.close()
+        with contextlib.suppress(OSError):  # of a full disk, once more: half a line, which the next sitting cuts off
+            self.file.close()
+
+
+class NoLog:
+    """What a process has in place of a log, where another one writes it."""
+
+    def step(self, state: TrainState, step: Step, progress: float, *, final: bool = False) -> None:
+        """Pass over a step."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Pass over an event."""
+
+    def notice(self, text: str) -> None:
+        """Tell the user nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Window:
     """The steps since the last line of the log."""
 
     def __init__(self) -> None:
-        self.loss = self.seconds = self.waited = 0.0
+        self.loss = self.seconds = self.waited = self.talked = 0.0
         self.labels: float = 0
         self.tokens = 0
         self.grad_norm = 0.0
@@ -95,15 +126,25 @@ class Window:
         self.tokens += step.num_tokens
         self.seconds += step.seconds
         self.waited += step.wait_seconds
+        self.talked += step.talk_seconds
         self.grad_norm = max(self.grad_norm, step.grad_norm)
 
-    def numbers(self, unit: str = "masked_tokens") -> dict[str, Any]:
-        """Return the numbers of a line: mean loss, largest gradient norm, speed, share of the time spent waiting for data."""
+    def numbers(self, unit: str = "masked_tokens", num_processes: int = 1) -> dict[str, Any]:
+        """Return the numbers of a line: mean loss, largest gradient norm, speed, share of the time spent waiting for data.
+
+        Of several processes, also the speed of each, the share of the time that they wait for one another, and the first one's memory.
+        """
         seconds = max(self.seconds, 1e-9)
-        return {
+        line = {
             "loss": self.loss / (self.labels or 1), "grad_norm": self.grad_norm, f"num_{unit}": self.labels,
             "tokens_per_second": round(self.tokens / seconds, 1), "wait_share": round(self.waited / seconds, 4),
         }  # fmt: skip
+        if num_processes > 1:
+            line |= {
+                "num_processes": num_processes, "tokens_per_second_per_process": round(self.tokens / seconds / num_processes, 1),
+                "communication_share": round(self.talked / seconds, 4), "peak_memory_bytes": peak_memory_bytes(),
+            }  # fmt: skip
+        return line
 
 
 class Display:
@@ -113,11 +154,11 @@ class Display:
     REFRESH_SECONDS = 0.25
     PLAIN_SECONDS = (10.0, 60.0)  # between plain lines, at first and later on
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, num_processes: int = 1) -> None:
         from rich.console import Console
 
-        self.console = console or Console(stderr=True, highlight=False)
-        self.loss = self.rate = 0.0
+        self.console, self.num_processes = console or Console(stderr=True, highlight=False), num_processes
+        self.loss = self.rate = self.waited = self.talked = 0.0
         self.weight = 0.0
         self.begin: tuple[float, float] | None = None  # seconds and progress of the run when this process took it up
         self.shown = 0.0
@@ -132,6 +173,8 @@ class Display:
         self.weight = self.SMOOTH * self.weight + 1 - self.SMOOTH  # so that the first steps are not drawn to zero
         self.loss += (1 - self.SMOOTH) * (step.loss - self.loss)
         self.rate += (1 - self.SMOOTH) * (step.num_tokens / max(step.seconds, 1e-9) - self.rate)
+        self.waited += (1 - self.SMOOTH) * (step.wait_seconds / max(step.seconds, 1e-9) - self.waited)
+        self.talked += (1 - self.SMOOTH) * (step.talk_seconds / max(step.seconds, 1e-9) - self.talked)
         moment = time.monotonic()
         if self.console.is_terminal:
             if moment - self.shown >= self.REFRESH_SECONDS or progress >= 1:
@@ -147,7 +190,13 @@ class Display:
         """Return what the line says."""
         loss, rate, left = self.loss / self.weight, self.rate / self.weight, self.seconds_left(state, progress)
         eta = f"  {duration(left)} left" if left is not None else ""
-        return f"step {state.step:,}  loss {loss:.3f}  {rate:,.0f} tokens/s  {min(progress, 1.0):.0%}{eta}"
+        shares = ""
+        if self.num_processes > 1:
+            waited, talked = self.waited / self.weight, self.talked / self.weight
+            shares = (
+                f" ({self.num_processes} x {rate / self.num_processes:,.0f}; waiting for data {waited:.0%}, for one another {talked:.0%})"
+            )
+        return f"step {state.step:,}  loss {loss:.3f}  {rate:,.0f} tokens/s{shares}  {min(progress, 1.0):.0%}{eta}"
 
     def seconds_left(self, state: TrainState, progress: float) -> float | None:
         """Return how long the rest of the budget takes at the speed so far; None where nothing can be said yet."""
@@ -196,7 +245,7 @@ def cut_back(path: Path, step: int) -> None:
             try:
                 record = json.loads(line)
                 keep = record.get("step", 0) <= step and record.get("event") != "end"
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 raise CheckpointError(f"{path}:{number} is not a line of a log: {line[:80]!r}; mend or remove it, then resume") from None
             if keep:
                 new.write(line)
@@ -236,6 +285,15 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held: of its GPU where it uses one, otherwise of the machine."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def duration(seconds: float) -> str:

@@ -12,14 +12,16 @@ from typing import Any, Self
 class StopRequest:
     """Within `with StopRequest() as stop:`, `stop.requested` turns true on SIGINT or SIGTERM; a second SIGINT interrupts at once."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, say: bool = True) -> None:
+        self.requested, self._say = False, say
         self._before: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if not self._say:
+            return
         name = signal.Signals(number).name
         # written past sys.stderr, which may be in the middle of a write of its own
         os.write(2, f"\n{name}: finishing this step and saving a checkpoint (Ctrl-C again: stop at once, without one)\n".encode())
