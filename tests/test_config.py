@@ -102,7 +102,7 @@ def test_a_recipe_that_is_edited_says_which_line_to_delete(tmp_path):
     assert load(Outer, path).title == "yours"
 
 
-@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "0x" + "f" * 5000, str(2**63), "[[-1e5, 99999999999999999999]]"])
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "0x" + "f" * 5000, str(2**63), "[[-1e5, 99999999999999999999]]", "2026-11-25"])
 def test_what_no_recipe_can_hold_is_no_toml(tmp_path, value):
     path = tmp_path / "recipe.toml"
     path.write_text(f"title = {value}")

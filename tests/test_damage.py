@@ -19,7 +19,7 @@ from unmask.data.clean import normalise
 from unmask.data.rows import read_rows
 from unmask.data.store import StoreWriter, TokenStore
 from unmask.data.text import read
-from unmask.errors import ConfigError, DataError, StoreError, UnmaskError
+from unmask.errors import CheckpointError, ConfigError, DataError, StoreError, UnmaskError
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.ner_data import read_tagged
 from unmask.tasks.recipe import TaskData
@@ -256,8 +256,8 @@ def test_checkpoints(folder, data):
     whole = path.read_bytes()
     path.write_bytes(data.draw(damaged(whole)))
     try:
-        with no_hang():
+        with no_hang(), contextlib.suppress(CheckpointError):
             found = Checkpoints(folder / "checkpoints").latest()
-            assert found is None or (found.info["tokens"] == 5 and found.tensors()["a"].tolist() == [0, 1, 2, 3, 4])
+            assert found.info["tokens"] == 5 and found.tensors()["a"].tolist() == [0, 1, 2, 3, 4]
     finally:
         path.write_bytes(whole)

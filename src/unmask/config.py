@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import difflib
 import hashlib
 import json
@@ -72,15 +73,17 @@ def _parsed(text: str) -> dict[str, Any]:
         raise
     except ValueError as error:  # a number of thousands of digits, a date that is none
         raise tomllib.TOMLDecodeError(str(error)) from None
-    _check_numbers(tables)
+    _check_values(tables)
     return tables
 
 
-def _check_numbers(value: Any) -> None:
+def _check_values(value: Any) -> None:
+    if isinstance(value, (datetime.date, datetime.time)):
+        raise tomllib.TOMLDecodeError(f"no setting is a date or a time of day ({value}); if it is a name, put it in quotes")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise tomllib.TOMLDecodeError("a whole number has more than 64 bits")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_numbers(inner)
+        _check_values(inner)
 
 
 def parse_override(item: str) -> tuple[str, Any]:

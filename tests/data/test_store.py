@@ -240,7 +240,7 @@ def test_a_changed_record(tmp_path):
     marker.write_text(text.replace('"vocab_size": 30522', '"vocab_size": 30523'))
     with pytest.raises(StoreError, match="checksum"):
         TokenStore.open(folder)
-    for torn in ("", text[:100], "[]", json.dumps({})):
+    for torn in ("", text[:100], "[]", json.dumps({}), "[" * 100_000):
         marker.write_text(torn)
         with pytest.raises(StoreError, match="damaged"):
             TokenStore.open(folder)

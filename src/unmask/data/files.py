@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError
+from .manifest import check_manifest
 
 CHUNK_BYTES = 1 << 20
 # one record (line, paragraph block, whole file) is held in memory whole; above this it is an error, not a full memory
@@ -94,6 +95,8 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
 
     Raises: EmptyFile; DataError for a binary file or a wrong encoding, with the byte offset.
     """
+    if str(path) != "-":
+        check_manifest(Path(path).parent, only=(Path(path).name,), error=DataError)  # of a packed corpus: what it has held out
     decoder: codecs.IncrementalDecoder | None = None
     offset = 0
     where = "decompressed byte" if Path(path).suffix.lower() in COMPRESSIONS else "byte"
@@ -111,8 +114,8 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block)
-        except UnicodeDecodeError as error:
-            raise DataError(_not_in(path, encoding, where, offset - pending + error.start, error, block)) from None
+        except UnicodeError as error:
+            raise DataError(_not_in(path, encoding, where, offset - pending, error, block)) from None
         offset += len(block)
         if text:
             yield text
@@ -122,8 +125,8 @@ def decode(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
     try:
         if tail := decoder.decode(b"", final=True):
             yield tail
-    except UnicodeDecodeError as error:
-        raise DataError(_not_in(path, encoding, where, offset - pending + error.start, error, b"")) from None
+    except UnicodeError as error:
+        raise DataError(_not_in(path, encoding, where, offset - pending, error, b"")) from None
 
 
 def _encoding_of(path: Path | str, head: bytes, encoding: str) -> str:
@@ -147,7 +150,10 @@ def _looks_like(head: bytes) -> str:
     return next((f" (it looks like {what})" for magic, what in MAGIC if head.startswith(magic)), "")
 
 
-def _not_in(path: Path | str, encoding: str, where: str, offset: int, error: UnicodeDecodeError, block: bytes) -> str:
+def _not_in(path: Path | str, encoding: str, where: str, before: int, error: UnicodeError, block: bytes) -> str:
+    if not isinstance(error, UnicodeDecodeError):  # too short to show its byte-order mark
+        return f"{path} is not {encoding}: {error}; say which encoding it is, for example --encoding utf-8"
+    offset = before + error.start
     bad = error.object[error.start : error.start + 1].hex()
     hint = _looks_like(block) if offset < CHUNK_BYTES else ""
     return (

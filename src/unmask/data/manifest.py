@@ -11,27 +11,33 @@ from typing import Any
 
 from ..errors import CheckpointError, UnmaskError
 
+Error = type[UnmaskError]
+
 MANIFEST = "manifest.json"
 FREE = ("README.md", MANIFEST)  # a card is for people, who may edit it
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx*")  # large: a tokenizer beside them is read without them
 TRAINING = ("training_state.*", "trainer_state.json", "COMPLETE")  # of a checkpoint, which is a model without them too
 
 
-def write_manifest(folder: Path) -> None:
-    """Write down the files of a folder that is finished, for `check_manifest`."""
-    text = json.dumps({"files": entries(folder, leave_out=FREE)}, indent=1) + "\n"
+def write_manifest(folder: Path, *, only: Collection[str] = ("*",)) -> None:
+    """Write down the files of a folder that is finished (those named like `only`), for whoever reads them to check."""
+    text = json.dumps({"files": entries(folder, only=only, leave_out=FREE)}, indent=1) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def check_manifest(folder: Path, *, leave_out: Collection[str] = (), error: type[UnmaskError] = CheckpointError) -> None:
-    """Check that a folder holds what its manifest says, but for files named like `leave_out`; without a manifest nothing is known.
+def check_manifest(
+    folder: Path, *, only: Collection[str] = ("*",), leave_out: Collection[str] = (), error: Error = CheckpointError
+) -> None:
+    """Check that the files that a folder's manifest names are as they were, those like `only` but not like `leave_out`.
 
+    Without a manifest, or with somebody else's of that name, nothing is known.
     Raises: `error` that says which file is missing or has changed.
     """
     if not (folder / MANIFEST).is_file():
         return
     try:
-        compare(folder, read_manifest(folder), leave_out=leave_out)
+        found = read_manifest(folder) or {}
+        compare(folder, {name: entry for name, entry in found.items() if is_like(name, only) and not is_like(name, leave_out)})
     except (OSError, ValueError) as reason:  # ValueError: every error of ours is one
         raise error(
             f"'{folder}' is damaged: {reason}; take another copy of it, or make it again (if you changed it on purpose, delete "
@@ -39,40 +45,42 @@ def check_manifest(folder: Path, *, leave_out: Collection[str] = (), error: type
         ) from None
 
 
-def entries(folder: Path, *, leave_out: Collection[str] = ()) -> dict[str, Any]:
-    """Return size and SHA-256 of every file in a folder by its name, but for those named like `leave_out`."""
+def entries(folder: Path, *, only: Collection[str] = ("*",), leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return size and SHA-256 of the files in a folder by name, of those like `only` but not like `leave_out`."""
     names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept = {name: path for name, path in names.items() if not is_like(name, leave_out)}
+    kept = {name: path for name, path in names.items() if is_like(name, only) and not is_like(name, leave_out)}
     return {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in kept.items()}
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of a folder's manifest.
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the entries of a folder's manifest, None where it is one of another kind.
 
-    Raises: CheckpointError where it cannot be read.
+    Raises: CheckpointError where it is missing, or no JSON.
     """
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        if all(isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in found.values()):
-            return dict(found)
+        whole = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"its {MANIFEST} is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise CheckpointError(f"its {MANIFEST} is not readable")
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"its {MANIFEST} is not readable") from None
+    found = whole.get("files") if isinstance(whole, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in found.values()):
+        return None
+    return found
 
 
-def compare(folder: Path, found: dict[str, dict[str, Any]], *, leave_out: Collection[str] = ()) -> None:
-    """Compare the files of a folder with entries.
+def compare(folder: Path, found: dict[str, dict[str, Any]], *, content: bool = True) -> None:
+    """Compare the files of a folder with entries; without `content`, their sizes alone.
 
     Raises: CheckpointError that says what is missing or has changed.
     """
-    kept = {name: entry for name, entry in found.items() if not is_like(name, leave_out)}
-    for name, entry in kept.items():  # sizes first: they cost nothing
+    for name, entry in found.items():  # sizes first: they cost nothing
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size is None:
+            raise CheckpointError(f"{name} is missing")
         if size != entry["bytes"]:
-            raise CheckpointError(f"{name} is missing" if size is None else f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
-    for name, entry in kept.items():
+            raise CheckpointError(f"{name} has {size:,} bytes instead of {entry['bytes']}")
+    for name, entry in found.items() if content else ():
         if sha256(folder / name) != entry["sha256"]:
             raise CheckpointError(f"the content of {name} has changed since it was written (SHA-256 differs)")
 

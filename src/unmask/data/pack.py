@@ -25,6 +25,7 @@ from ..errors import DataError, RunError, StoreError
 from .clean import content_hash, normalise, split_point
 from .encode import Encoder, Tokens
 from .files import EmptyFile
+from .manifest import write_manifest
 from .near import NUM_BANDS, KeyIndex, band_keys
 from .over import Over, Place, along, here
 from .spill import Spill
@@ -165,6 +166,7 @@ def _pack(
         },
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_manifest(folder, only=("heldout.jsonl",))
     return report
 
 

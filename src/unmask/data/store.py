@@ -72,7 +72,7 @@ class TokenStore:
         try:
             metadata = json.loads(marker.read_text(encoding="utf-8"))
             sound = metadata["checksum"] == checksum(metadata)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise cls._damaged(marker, f"not the record that was written ({error})") from None
         if not sound:
             raise cls._damaged(marker, "its checksum does not agree with its content")

@@ -362,7 +362,9 @@ def _parquet(source: Source, options: Options) -> Iterator[Document]:
                     number += 1
                     if document := _row(row, f"{source.path}, row {number}", f"{source.name}:{number}", source, options):
                         yield document
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8, a date that is none
         if Path(source.path).is_file() and Path(source.path).stat().st_size == 0:
             raise EmptyFile(f"{source.path} is empty; give a file that holds text") from None
         raise DataError(f"{source.path} is not a readable Parquet file: {error}; take another copy of it") from None

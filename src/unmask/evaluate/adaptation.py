@@ -220,7 +220,7 @@ def _about(pairs: Pairs) -> dict[str, Any]:
 
 def _fertility(models: Models, path: Path) -> dict[str, Any]:
     """Return how the tokenizers do on a text, and the tokens that the second saves."""
-    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = [document.text for document in read(path)]
     before, after = (describe(tokenizer, texts) for _, tokenizer in models)
     return {"before": before, "after": after, "saved": (before["tokens"] - after["tokens"]) / max(1, before["tokens"])}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data import files
 from ..data.clean import normalise
 from ..data.encode import Batch, Encoder
 from ..data.frozen import content_keys, frozen_order
@@ -104,11 +105,10 @@ def _of_corpus(folder: Path, tokenizer: Any, slice_by: str | None, reading: dict
         beside = folder.with_name("heldout.jsonl")
         if folder.name != "heldout" or not beside.is_file():
             raise DataError(f"'{folder}' holds tokens alone, so there is no field '{slice_by}' to slice by; name the text files themselves")
-        with open(beside, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        if [row["id"] for row in rows] != [store.document_id(document) for document in range(len(store))]:
+        rows = [row for _, row in files.json_lines(files.lines(files.decode(beside), beside), beside)]
+        if [isinstance(row, dict) and row.get("id") for row in rows] != [store.document_id(document) for document in range(len(store))]:
             raise DataError(f"'{beside}' does not list the documents of '{folder}'; pack the text again")
-        values = [_field(Document("", row["id"], row["source"], row), slice_by) for row in rows]
+        values = [_field(Document("", row["id"], str(row.get("source", "")), row), slice_by) for row in rows]
         _set_slices(text, values, sorted({key for row in rows for key in row} - {"id", "text"}))
     return text
 

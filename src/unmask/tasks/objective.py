@@ -17,6 +17,7 @@ import torch
 from ..data.clean import split_of
 from ..data.examples import ExampleLoader, Examples
 from ..data.tokenizer import load_tokenizer
+from ..data.whole import whole_file
 from ..errors import ConfigError, DataError
 from ..model.heads import forward_packed
 from ..model.load import Head, check_fit, check_folder, load_model, max_positions, position_offset
@@ -325,7 +326,13 @@ def check_same(folder: Path, recipe: TaskRecipe, data: Data) -> None:
         digest.update(repr(item).encode("utf-8", errors="backslashreplace"))
     path = folder / DATA
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))["hash"]
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))["hash"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"'{path}' is not the record of the data that the run began with ({error}); if the files of the data are as they were, "
+                "remove it, and go on"
+            ) from None
         if known != digest.hexdigest()[:16]:
             raise DataError(
                 f"the data of the run in '{folder}' is not what it was when the run began ({', '.join(recipe.data.sources)}): "
@@ -336,4 +343,5 @@ def check_same(folder: Path, recipe: TaskRecipe, data: Data) -> None:
         "hash": digest.hexdigest()[:16], "num_train": len(data.train), "num_dev": len(data.dev),
         "labels": None if data.spec.labels is None else list(data.spec.labels), "findings": data.findings.to_list(),
     }  # fmt: skip
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,111 @@
+"""Turn one bit of a file that a run has left, and use what is left: it must be found, or change nothing. Part of faults.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from faults import Case, cases, digests, undisturbed, untimed
+
+OUTCOMES = ("found", "same", "SILENT", "TRACEBACK", "CRASH")
+
+
+def resumed(run: Path) -> dict:
+    """Take up a run, and return what it came to."""
+    import unmask
+
+    unmask.resume(run)
+    return {**digests(run / "model", ("README.md",)), "metrics": untimed(json.loads((run / "metrics.json").read_text(encoding="utf-8")))}
+
+
+def loaded(run: Path) -> dict:
+    """Load a model with its tokenizer, and return what it says of a text."""
+    import torch
+
+    from unmask.data.tokenizer import load_tokenizer
+    from unmask.model.load import load_model
+
+    tokenizer = load_tokenizer(run / "model")
+    batch = tokenizer(["ba de [MASK] go", "a"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = load_model(run / "model", tokenizer=tokenizer)(**batch).logits
+    return {"ids": batch["input_ids"].tolist(), "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()}
+
+
+def halfway(case: Case, work: Path) -> Path:
+    """Return a run as one that was killed after its last checkpoint but one leaves it."""
+    run = work / f"half-{case.name}"
+    if not run.is_dir():
+        undisturbed(case.first(run), work / "errors.txt")
+        for name in ("model", "metrics.json", "report.html", "predictions.jsonl"):
+            path = run / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(max((run / "checkpoints").iterdir()))
+    return run
+
+
+def turn(file: Path, whole: bytes, place: int, bit: int) -> None:
+    file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+
+
+def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tuple[int, int]], told: Path) -> None:
+    """In a process of its own: turn one bit of a file after the other, use the folder, and write down what became of it."""
+    from unmask.errors import UnmaskError
+
+    def copy() -> Path:
+        shutil.rmtree(folder.with_name("copy"), ignore_errors=True)
+        return Path(shutil.copytree(folder, folder.with_name("copy")))
+
+    expected = use(copy())
+    with open(told, "a", encoding="utf-8") as file:
+        for place, bit in spots:
+            turn(copy() / name, (folder / name).read_bytes(), place, bit)
+            file.write(f"{place} {bit} ")
+            file.flush()
+            signal.alarm(120)  # what goes on for ever ends the process, and is told as that
+            try:
+                file.write("same\n" if use(folder.with_name("copy")) == expected else "SILENT\n")
+            except UnmaskError as error:
+                file.write(f"found {json.dumps(str(error)[:300])}\n")
+            except BaseException as error:
+                file.write(f"TRACEBACK {json.dumps(repr(error)[:300])}\n")
+            signal.alarm(0)
+
+
+def turned(work: Path, flips: int, seed: int) -> dict:
+    """Turn so many bits of every file (one of each byte of a short one) that a run leaves, and return what became of it."""
+    known, results = cases(work, seed), {}
+    runs = {"pretrain": ("raw", resumed), "finetune": ("finetune", resumed), "model": ("", loaded)}
+    for use, (name, function) in runs.items():
+        folder = halfway(known[name], work) if name else work / "base"
+        inner = folder / "model" if function is loaded else folder
+        for path in sorted(path for path in inner.rglob("*") if path.is_file() and path.stat().st_size):
+            generator, size = random.Random(f"{path.name} {seed}"), path.stat().st_size
+            places = range(size) if size <= flips else sorted(generator.sample(range(size), flips))
+            spots = [(place, generator.randrange(8)) for place in places]
+            told = work / "told.txt"
+            told.unlink(missing_ok=True)
+            while len(seen := told.read_text().splitlines() if told.exists() else []) < len(spots):
+                process = os.fork()
+                if not process:
+                    with open(os.devnull, "wb") as nothing:
+                        os.dup2(nothing.fileno(), 1)
+                        os.dup2(nothing.fileno(), 2)
+                    try_out(function, folder, path.relative_to(folder).as_posix(), spots[len(seen) :], told)
+                    os._exit(0)
+                if code := os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
+                    with open(told, "a", encoding="utf-8") as file:
+                        file.write(f"CRASH exit {code}\n")
+            counts = {word: sum(f" {word}" in line for line in seen) for word in OUTCOMES}
+            results[f"{use}: {path.relative_to(inner).as_posix()}"] = {word: count for word, count in counts.items() if count}
+            wrong = [line for line in seen if any(word in line for word in OUTCOMES[2:])]
+            print(f"{use}: {path.relative_to(inner)}: {counts} {wrong[:3]}", file=sys.stderr, flush=True)
+    totals = {word: sum(counts.get(word, 0) for counts in results.values()) for word in OUTCOMES}
+    return {"turned": sum(totals.values()), **totals, "files": results}
