@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_is_skipped_with_its_documents(make_model, mak
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
 
     state = run(model, numbers_from(loader), step_loss=poisoned({1, 2}), on_step=on_step)
-    assert [step.skipped for step in steps] == [False, True, True, False]
+    assert [step.fault is not None for step in steps] == [False, True, True, False]
     assert set(steps[1].documents) == {int(d) for d in loader.batch(1)[0].documents if d >= 0}
     assert not steps[0].documents
     assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[2], weights[3])
@@ -159,7 +159,7 @@ def test_a_loss_that_stays_not_finite_stops_the_run(make_model, make_loader):
     steps, config = [], Config(TrainConfig(max_steps=9))
     with pytest.raises(RunError, match=r"3 steps in a row.*step 4"):
         run(make_model(), numbers_from(make_loader()), config, poisoned({1, 2, 3}), lambda _, step: steps.append(step))
-    assert [step.skipped for step in steps] == [False, True, True, True]
+    assert [step.fault is not None for step in steps] == [False, True, True, True]
 
 
 def test_on_step_ends_the_loop(make_model, make_loader):

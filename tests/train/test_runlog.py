@@ -3,11 +3,12 @@
 import io
 import json
 import math
+import resource
 
 import pytest
 from rich.console import Console
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, RunError
 from unmask.train.loop import Step, TrainConfig, TrainState
 from unmask.train.runlog import Display, RunLog, cut_back, duration, environment
 
@@ -142,3 +143,25 @@ def test_numbers_that_are_not_finite_stay_readable(tmp_path):
     log.close()
     assert lines(tmp_path)[-1]["masked_perplexity"] is None
     assert "Infinity" not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_a_log_that_cannot_grow_says_so_and_is_gone_on_with(tmp_path):
+    """A real limit of the system on the size of files: the write fails half-way, as on a full disk."""
+    log = RunLog(tmp_path, config=TrainConfig(), console=Console(file=io.StringIO()))
+
+    def fill():
+        for step in range(1, 100):
+            log.write({"step": step, "text": "x" * 50})
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(RunError, match=r"log.jsonl' cannot be written \(File too large\); make room, then go on with `unmask resume`"):
+            fill()
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole = (tmp_path / "log.jsonl").read_text().count("\n")
+    run(tmp_path, 5, 10)
+    found = [line["step"] for line in lines(tmp_path) if "event" not in line]
+    assert whole > 6 and found == [1, 2, 3, 4, 5, 10]

@@ -81,6 +81,7 @@ class TaskRecipe:
 # what differs from the defaults of pre-training
 DEFAULTS: dict[str, Any] = {
     "optim": {"optimizer": "adamw", "learning_rate": 5e-5, "schedule": "linear", "warmup_ratio": 0.1, "beta2": 0.999},
+    "train": {"spike_score": 0.0},  # a batch of a few texts may well be much harder than the ones before
 }
 WIDE = 512  # hidden size from which a model is fine-tuned at 5e-5; narrower ones want more
 NARROW_RATE, LORA_RATE = 3e-4, 1e-3
