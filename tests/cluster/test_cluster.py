@@ -26,7 +26,7 @@ from unmask.cluster.ray import Cluster
 from unmask.cluster.team import TRIES, UNDELIVERED
 from unmask.data import pack as packing
 from unmask.data.pack import pack
-from unmask.errors import ConfigError, DataError, MissingExtra, RunError
+from unmask.errors import ConfigError, DataError, MissingExtra, RunError, TaskError
 from unmask.evaluate.cloze import cloze
 from unmask.evaluate.evaluation import evaluate
 from unmask.evaluate.minimal_pairs import minimal_pairs
@@ -247,6 +247,8 @@ def test_predictions_are_the_same(two, classifier, tiny_bert, monkeypatch):
     words = {"health": ["nurse", "doctor"], "law": ["judge"]}
     a, b = (LabelWords.load(tiny_bert, words, on=on) for on in (None, two))
     assert list(a.stream(sentences(300))) == list(b.stream(sentences(300)))
+    with pytest.raises(TaskError, match="were let go of, for another one"):
+        there.predict(["A nurse."])
 
 
 def run(*args: str) -> int:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ..data.over import Stage
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, TaskError
 from .worker import Worker, versions
 
 WITH_A_WORKER = 2  # items: one in work, one waiting, so that no worker waits for us
@@ -57,7 +57,12 @@ class Team:
         self.failed = 0  # starts, since one went well
 
     def over(self, stage: Stage, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield what a stage makes of each item, in order; items are taken from the stream a few ahead of the one that is due."""
+        """Yield what a stage makes of each item, in order; items are taken from the stream a few ahead of the one that is due.
+
+        Raises: what the stage raises; RunError where an item ends its workers; TaskError for a team that was dismissed.
+        """
+        if not self.size:
+            raise TaskError("the workers of this tool were let go of, for another one that was spread over the cluster; load it once more")
         job = _Job([ray.put(stage)], enumerate(items))
         for member in self.members:
             member.numbers.clear()  # of a stream that was left before its end
@@ -78,7 +83,8 @@ class Team:
         return self.members[0].facts
 
     def dismiss(self) -> None:
-        """End the workers."""
+        """End the workers, for good."""
+        self.size = 0
         for member in [*self.members, *self.starting.values()]:
             ray.kill(member.handle)
         self.members.clear()
