@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from unmask.data.whole import alone, whole_file, whole_folder
+from unmask.data.whole import SHARED, alone, file_system, is_held, whole_file, whole_folder
 from unmask.errors import CheckpointError, StoreError
 
 BUSY = "another process is at work on '.*(out|page.html)'; wait for it"
@@ -87,3 +88,22 @@ def test_a_lock_on_what_has_moved_away_holds_nothing(tmp_path: Path) -> None:
         (tmp_path / "x").rename(tmp_path / "y")
         with alone(tmp_path / "x"):
             assert (tmp_path / "x").is_dir() and (tmp_path / "y").is_dir()
+
+
+def test_whether_somebody_is_at_it_can_be_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with alone(out):
+        assert is_held(out) is True
+    assert is_held(out) is (None if file_system(out).startswith(SHARED) else False)
+    with pytest.raises(FileNotFoundError):
+        is_held(tmp_path / "none")
+
+
+def test_a_file_system_of_several_machines_is_known_by_its_name(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mounts"
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt/runs rw,noatime shared:1 - nfs4 server:/runs rw\n"
+    mounts.write_text("22 1 0:99999 / / rw - ext4 /dev/x rw\nnot a line\n" + line)
+    assert file_system(tmp_path, mounts) == "nfs4" and "nfs4".startswith(SHARED)
+    assert file_system(tmp_path, tmp_path / "none") == ""
+    assert not any(name.startswith(SHARED) for name in ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs"))

@@ -139,6 +139,16 @@ def test_time_left_counts_the_present_sitting_alone(run):
     assert left is not None and 70 < left <= 80
 
 
+def test_a_run_of_another_machine_is_not_said_to_be_dead(run, monkeypatch):
+    """Its lock is not seen from here: the file system is another, as far as this test can make it so."""
+    log = run / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"end"' not in line))
+    assert status(run).state == "interrupted"
+    monkeypatch.setattr("unmask.data.whole.file_system", lambda path: "nfs4")
+    now = status(run)
+    assert now.state == "unknown" and "running on another machine, or interrupted; log.jsonl was written to" in "\n".join(now.lines())
+
+
 def test_what_happened_on_the_way_is_told(run):
     with open(run / "log.jsonl", "a") as file:
         for step in range(7, 15):

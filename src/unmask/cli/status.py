@@ -22,7 +22,7 @@ def status(
     watch, shown = Viewer(run), ""
     while True:
         now = watch.look()
-        over = not follow or now.state not in ("running", "preparing")
+        over = not follow or now.state not in ("running", "preparing", "unknown")
         said = now.state if now.state == "preparing" else f"step {now.step:,}"
         if as_json:
             print(json.dumps(now.to_dict()), flush=True)

@@ -14,6 +14,8 @@ from typing import IO
 from ..errors import CheckpointError, UnmaskError
 
 Error = type[UnmaskError]
+# file systems of several machines, one of which does not see the locks of another
+SHARED = ("nfs", "lustre", "cifs", "smb", "ceph", "gpfs", "beegfs", "gluster", "afs", "9p", "fuse")
 
 
 @contextlib.contextmanager
@@ -31,7 +33,7 @@ def alone(path: Path, *, error: Error = CheckpointError, file: bool = False) -> 
 
 
 def is_held(path: Path) -> bool | None:
-    """Return whether another process is `alone` with a folder or a file; None on a file system that has no locks."""
+    """Return whether another process is `alone` with a folder or a file; None where that cannot be seen: from another machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         # shared, so that two who ask do not see each other, and for no longer than the question
@@ -42,7 +44,18 @@ def is_held(path: Path) -> bool | None:
         return None
     finally:
         os.close(descriptor)
-    return False
+    return None if file_system(path).startswith(SHARED) else False
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Return what kind of file system a path lies on, as the system calls it; nothing where it does not say."""
+    device = path.stat().st_dev
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+            about, _, kind = line.partition(" - ")
+            if about.split()[2:3] == [f"{os.major(device)}:{os.minor(device)}"]:
+                return kind.split()[0]
+    return ""
 
 
 def _locked(path: Path, error: Error, file: bool) -> int:

@@ -18,16 +18,17 @@ from ..errors import CheckpointError
 from .checkpoint import INFO, NAME, check
 from .runlog import LOG, duration, is_number
 
-State = Literal["running", "preparing", "finished", "interrupted", "not begun"]
+State = Literal["running", "preparing", "finished", "interrupted", "not begun", "unknown"]
 BUDGETS = ("max_steps", "num_epochs", "max_tokens", "max_minutes")
-NOTICES = ("skipped", "plateau", "stopped")  # events of log.jsonl that somebody should know of; the others are its course and evaluations
+NOTICES = ("skipped", "rollback", "plateau", "stopped")  # events that somebody should know of; the others are a run's course
 
 
 @dataclass(frozen=True)
 class Status:
     """How a run stands; what has not been written down yet is None.
 
-    state: running; preparing (it reads or packs its text); finished; interrupted (stopped, killed or failed: it can be resumed); not begun.
+    state: running; preparing (it reads or packs its text); finished; interrupted (stopped, killed or failed: it can be resumed); not begun;
+    unknown (it may run on another machine, whose locks this file system does not show: `silent_seconds` tells).
     silent_seconds: since log.jsonl was last written to. seconds_left: at the speed of this sitting, counted from now.
     line: the last line of steps in log.jsonl, as it is; by_rank: its entries that have a number for each process.
     heldout: the last evaluation; events: how often each of NOTICES was logged, and `notices` the last of them.
@@ -70,14 +71,24 @@ class Status:
     def lines(self) -> list[str]:
         """Return all of it in words."""
         rows = [("run", f"{self.folder} ({self.kind})"), ("state", self.state)]
-        if self.silent_seconds is not None and self.state == "running":
-            rows[-1] = ("state", f"running; log.jsonl was written to {duration(self.silent_seconds)} ago")
+        if self.silent_seconds is not None and self.state in ("running", "unknown"):
+            said = "running" if self.state == "running" else "running on another machine, or interrupted"
+            rows[-1] = ("state", f"{said}; log.jsonl was written to {duration(self.silent_seconds)} ago")
         budget = " or ".join(f"{name} = {value:,}" for name, value in self.budget.items()) or "its budget"
         rows.append(("progress", f"step {self.step:,}, {min(self.progress, 1.0):.1%} of {budget}"))
         if self.seconds:
             rows.append(("speed", f"{self.tokens:,} tokens in {duration(self.seconds)}, {self.tokens / self.seconds:,.0f} tokens/s in all"))
         if self.tokens_per_second is not None:
             rows.append(("", f"{self.tokens_per_second:,.0f} tokens/s in the last steps"))
+        waits = {"for data": "wait_share", "for one another": "communication_share"}
+        told = [f"{self.line[name]:.1%} of the time {what}" for what, name in waits.items() if is_number(self.line.get(name))]
+        if told:
+            rows.append(("waiting", ", ".join(told)))
+        if is_number(self.line.get("num_processes")):
+            each = self.line.get("tokens_per_second_per_process") or 0.0
+            rows.append(("processes", f"{self.line['num_processes']}, {each:,.0f} tokens/s each"))
+        if is_number(self.line.get("peak_memory_bytes")):
+            rows.append(("memory", f"{self.line['peak_memory_bytes'] / 1e9:.2f} GB at the most"))
         if self.seconds_left is not None:
             rows.append(("left", f"about {duration(self.seconds_left)}"))
         if self.loss is not None:
@@ -166,7 +177,7 @@ class Viewer:
         last = steps[-1] if steps else {}
         state = _state(records, held)
         silent = max(0.0, time.time() - self.log.path.stat().st_mtime) if self.log.path.exists() else None
-        left = None if state != "running" else _seconds_left(records, silent or 0.0)
+        left = None if state not in ("running", "unknown") else _seconds_left(records, silent or 0.0)
         unusual = [record for record in records if record.get("event") in NOTICES]
         checkpoint, damaged = newest_checkpoint(self.folder / "checkpoints")
         return Status(
@@ -198,7 +209,9 @@ def _state(records: list[dict[str, Any]], held: bool | None) -> State:
         return "running" if records else "preparing"
     if not records:
         return "not begun"
-    return "finished" if records[-1].get("event") == "end" else "interrupted"
+    if records[-1].get("event") == "end":
+        return "finished"
+    return "unknown" if held is None else "interrupted"
 
 
 def _seconds_left(records: list[dict[str, Any]], silent: float) -> float | None:
