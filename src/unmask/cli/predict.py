@@ -9,17 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from .on import On, Workers, place
 
 
 def predict(
+    command: typer.Context,
     model: Annotated[str, typer.Argument(help="A fine-tuned model: a run's folder, a model folder, an exported one.")],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; '-' reads lines of the standard input.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Files whose items are predicted: csv, tsv, jsonl, txt; may repeat.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file for the results, JSON lines; by default printed.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Labels shown with their probabilities; by default all in JSON, else 3.")] = None,
+    question: Annotated[str | None, typer.Option(help="A question, to a model that answers; from --context, or texts of --data.")] = None,
+    context: Annotated[list[str] | None, typer.Option(help="A text that may hold the answer to --question; may repeat.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the results: JSON lines, or .conll (entities).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Labels (or answers) shown with their scores; by default all in JSON, else 3.")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair, or of the question.")] = None,
     on_bad: Annotated[str, typer.Option(help="Items that cannot be used: error, or drop and count them.")] = "error",
     max_length: Annotated[int | None, typer.Option(help="Tokens of a window; by default that of training.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -30,6 +34,8 @@ def predict(
     ] = None,
     template: Annotated[str | None, typer.Option(help="For --label-words: where {text} and the [MASK] stand.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    on: On = None,
+    workers: Workers = None,
 ) -> None:
     """Predict what a fine-tuned model says of texts, in order and in bounded memory; long texts are read whole, in windows.
 
@@ -44,14 +50,20 @@ def predict(
         )
     if name is not None and label_words:
         raise ConfigError(f"--label-words: '{model}' is fine-tuned for {name}; label words are for masked language models")
-    if bool(text) == bool(data):
-        raise ConfigError("give texts, or files with --data" if not text else "give texts or --data, not both")
+    check_asked(model, name == "qa", text, data, question, context)
     from ..tasks.recipe import TaskData
 
     kind = predictor(name or "classify")
     reading = TaskData(format=format, text_column=text_column, pair_column=pair_column, on_bad=on_bad)  # type: ignore[arg-type]
-    items: Iterable[Any] = kind.items_of(data, reading) if data else texts(text or [])
+    items: Iterable[Any]
+    if question is not None:
+        items = [(question, list(texts(context)) if context else documents(data or [], format, text_column))]
+    else:
+        items = kind.items_of(data, reading) if data else texts(text or [])
     how: dict[str, Any] = {"device": device, "precision": precision, "max_tokens": batch_tokens}
+    how["on"] = command.with_resource(place(on, workers))
+    if name == "qa" and top_k is not None:
+        how["num_best"] = top_k
     if label_words:
         from ..tasks.classify import shown
         from ..tasks.label_words import TEMPLATE, LabelWords, parse
@@ -59,18 +71,32 @@ def predict(
         words = LabelWords.load(model, parse(label_words), template=template or TEMPLATE, **how)
         lines = ({"id": item.id, "text": item.text, **result.to_dict()} for item, result in words.stream(items))
     else:
-        made = kind.load(model, max_length=max_length, **how)
+        made: Any = kind.load(model, max_length=max_length, **how)
         lines, shown = (made.record(item, result) for item, result in made.pairs(items)), made.shown
     if output is not None:
         count = 0
+        columns = name == "ner" and output.suffix == ".conll"
         with open(output, "w", encoding="utf-8") as file:
             for line in lines:
-                file.write(json.dumps(_top(line, top_k), ensure_ascii=False) + "\n")
+                file.write(made.conll(line) if columns else json.dumps(_top(line, top_k), ensure_ascii=False) + "\n")
                 count += 1
         print(f"{count:,} results written to {output}", file=sys.stderr)
         return
     for line in lines:
         print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else shown(line, top_k or 3))
+
+
+def check_asked(
+    model: str, answers: bool, text: list[str] | None, data: list[str] | None, question: str | None, context: list[str] | None
+) -> None:
+    """Raise ConfigError where what is given is not what a model takes: texts or files, or a question with contexts, or files of those."""
+    if not answers and (question is not None or context):
+        raise ConfigError(f"--question, --context: '{model}' answers no questions; they are for models that were fine-tuned for qa")
+    if answers and (text or (context and question is None)):
+        raise ConfigError("a model that answers questions is asked with --question Q --context TEXT (or --data TEXTS), or --data QUESTIONS")
+    given, what = (context, "a --context") if answers else (text, "texts")
+    if bool(given) == bool(data):
+        raise ConfigError(f"give {what} or --data, not both" if given else f"give {what}, or files with --data")
 
 
 def texts(given: list[str]) -> Iterator[str]:
@@ -80,6 +106,13 @@ def texts(given: list[str]) -> Iterator[str]:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         else:
             yield text
+
+
+def documents(files: list[str], format: str | None, text_column: str | None) -> list[str]:
+    """Return the documents of files, all of which may hold the answer to a question."""
+    from ..data.text import read
+
+    return [one.text for one in read(files, format=format, text_column=text_column or "text")]
 
 
 def _top(line: dict[str, Any], top_k: int | None) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
 from ..data.examples import Examples
+from ..data.over import Over, Place, along, here
 from ..errors import TaskError
 from ..infer.arrays import to_numpy
 from ..infer.backends import Backend
@@ -49,6 +51,7 @@ class Predictor(ABC):
 
     name: ClassVar[str]
     head: ClassVar[Head]
+    best: Any = ("f1", True)  # the number that a model is known by, and whether a higher one is better
 
     def __init__(
         self,
@@ -72,11 +75,13 @@ class Predictor(ABC):
         self.labels = [str(names[key]) for key in sorted(names, key=int)]
         limits = [limit for limit in (self.engine.max_length, max_length or self.settings.get("max_length") or USUAL) if limit is not None]
         self.max_length = min(limits)
+        self.over: Over | None = None  # where chunks of items are predicted: here, unless a Cluster has set it
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, device: str = "auto", **options: Any) -> Self:
+    def load(cls, name_or_path: str | Path, *, device: str = "auto", on: Place | None = None, **options: Any) -> Self:
         """Return the predictor of a model folder, an exported one, a run's folder or a Hub id; `options` as of the class.
 
+        `on` is a Cluster that predicts, with the model sent to its workers.
         Raises: CheckpointError, TokenizerError; TaskError for a model of another task.
         """
         from ..infer.load import load
@@ -85,11 +90,14 @@ class Predictor(ABC):
         other = task_of(name)
         if other not in (None, cls.name):
             raise TaskError(f"'{name_or_path}' is a model for {other}, not for {cls.name}")
-        model, tokenizer = load(name, device=device, head=cls.head)
+        model, tokenizer = load(name, device=device if on is None else "cpu", head=cls.head)
         config = None
         if isinstance(model, Backend):
             config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
-        return cls(model, tokenizer, config=config, **options)
+        made = cls(model, tokenizer, config=config, **options)
+        if on is not None:
+            on.spread(made, name, partial(cls.load, **{**options, "precision": made.engine.precision_name}), device=device)
+        return made
 
     @abstractmethod
     def encode(self, items: Sequence[Any]) -> Examples:
@@ -139,17 +147,17 @@ class Predictor(ABC):
             return result
         return list(self.stream(items))
 
+    def requests(self, examples: Examples) -> Iterator[Request]:
+        """Yield what the model is asked about examples, a request a segment."""
+        first = np.searchsorted(examples.label_positions, examples.bounds)
+        for number, (low, high) in enumerate(zip(examples.bounds[:-1].tolist(), examples.bounds[1:].tolist(), strict=True)):
+            places = examples.label_positions[first[number] : first[number + 1]] - low
+            types = None if examples.token_type_ids is None else examples.token_type_ids[low:high]
+            yield Request(examples.input_ids[low:high], places, token_type_ids=types)
+
     def outputs(self, examples: Examples) -> np.ndarray:
         """Return what the model says at the rows of examples, in their order. Shapes: (N, V) fp32."""
-        first = np.searchsorted(examples.label_positions, examples.bounds)
-
-        def requests() -> Iterator[Request]:
-            for number, (low, high) in enumerate(zip(examples.bounds[:-1].tolist(), examples.bounds[1:].tolist(), strict=True)):
-                places = examples.label_positions[first[number] : first[number + 1]] - low
-                types = None if examples.token_type_ids is None else examples.token_type_ids[low:high]
-                yield Request(examples.input_ids[low:high], places, token_type_ids=types)
-
-        parts = [to_numpy(part) for (part,) in self.engine.run(requests(), lambda logits: (logits,))]
+        parts = [to_numpy(part) for (part,) in self.engine.run(self.requests(examples), lambda logits: (logits,))]
         return np.concatenate(parts) if parts else np.zeros((0, max(1, len(self.labels))), np.float32)
 
     def stream(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -158,10 +166,21 @@ class Predictor(ABC):
 
     def pairs(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield each item with its result, as `stream` does."""
-        for chunk in chunks(items, CHUNK):
-            faults = [self.fault(item) for item in chunk]
-            good = [item for item, fault in zip(chunk, faults, strict=True) if fault is None]
-            examples = self.encode(good)
-            results = iter(self.decode(good, examples, self.outputs(examples)))
-            for item, fault in zip(chunk, faults, strict=True):
-                yield item, next(results) if fault is None else self.failed(fault)
+        for chunk, results in along(self.over or here(self), _predicted, self.parts(items), lambda chunk: chunk):
+            yield from zip(chunk, results, strict=True)
+
+    def parts(self, items: Iterable[Any]) -> Iterator[list[Any]]:
+        """Yield items in lists of those that are encoded, run and decoded together."""
+        return chunks(items, CHUNK)
+
+    def predicted(self, chunk: Sequence[Any]) -> list[Any]:
+        """Return a result for each of a few items."""
+        faults = [self.fault(item) for item in chunk]
+        good = [item for item, fault in zip(chunk, faults, strict=True) if fault is None]
+        examples = self.encode(good)
+        results = iter(self.decode(good, examples, self.outputs(examples)))
+        return [next(results) if fault is None else self.failed(fault) for fault in faults]
+
+
+def _predicted(predictor: Predictor, chunks: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    return map(predictor.predicted, chunks)
