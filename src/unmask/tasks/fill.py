@@ -217,9 +217,7 @@ class Filler:
 
     def candidate(self, item: MaskedText, mask: int, ids: Sequence[int], log_prob: float, score: float | None = None) -> Candidate:
         """Return what stands at a mask when tokens are put there."""
-        texts, found = self.texts.render(item, {mask: ids})
-        start, token, joined = found[mask]
-        sequence = texts[item.spans[mask][0]]
+        sequence, start, token, joined = self.texts.filled(item, mask, ids)
         word = whole_word(sequence, start, start + len(token))
         score = math.exp(log_prob) if score is None else score
         return Candidate(token, ids[0], score, sequence, start, joined, word, log_prob, tuple(ids))
@@ -301,10 +299,9 @@ class Filler:
         return masks, None
 
     def _combination(self, item: MaskedText, ids: Filling, log_prob: float) -> Combination:
-        texts, found = self.texts.render(item, {mask: (number,) for mask, number in enumerate(ids)})
-        places = [found[mask] for mask in range(len(ids))]
-        tokens = tuple(token for _, token, _ in places)
-        return Combination(tokens, ids, math.exp(log_prob), log_prob, "\n".join(texts), tuple(start for start, _, _ in places))
+        texts, found = self.texts.render(item, [(number,) for number in ids])
+        starts, tokens = zip(*found, strict=True)
+        return Combination(tokens, ids, math.exp(log_prob), log_prob, "\n".join(texts), starts)
 
 
 @lru_cache(maxsize=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -50,6 +51,7 @@ class MaskedTexts:
         self.tokenizer = tokenizer
         self.specials = special_ids(tokenizer)
         self.surfaces = Surfaces(tokenizer)
+        self.surface = cache(self.surfaces.text)  # of a vocabulary at most
         self.marker = mask_marker(tokenizer)
         self.typed = "token_type_ids" in tokenizer.model_input_names  # whether the model was trained to tell the texts of a pair apart
         self.frames = {1: self._frame("a"), 2: self._frame("a", "a")}
@@ -161,7 +163,7 @@ class MaskedTexts:
 
     def text_of(self, ids: Sequence[int], at_start: bool) -> tuple[str, bool]:
         """Return the text of tokens that stand together, and whether it is joined to what stands before it without a space."""
-        text, joined = self.surfaces.text(ids[0])
+        text, joined = self.surface(ids[0])
         if len(ids) > 1:
             whole = self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False).strip()
             if self.surfaces.kind == "prefix" and joined:
@@ -169,23 +171,31 @@ class MaskedTexts:
             text = whole or text
         return text, joined and not at_start
 
-    def render(self, item: MaskedText, fills: Mapping[int, Sequence[int]]) -> tuple[tuple[str, ...], dict[int, tuple[int, str, bool]]]:
-        """Return the parts of a text with some of its masks filled by ids, and for each (where its text begins, the text, joined)."""
-        texts, found = [], {}
+    def _put(self, before: str, ids: Sequence[int]) -> tuple[str, int, str, bool]:
+        """Return a text with tokens put after it, where they begin, their own text, and whether they are joined to it without a space."""
+        near = before.rstrip(" ")
+        word, joined = self.text_of(ids, not near or near[-1].isspace())
+        if joined:
+            before = near
+        elif self.surfaces.marks_spaces and before and not before[-1].isspace():
+            before += " "
+        return before + word, len(before), word, joined
+
+    def filled(self, item: MaskedText, mask: int, ids: Sequence[int]) -> tuple[str, int, str, bool]:
+        """Return the part of a text that a mask stands in with ids in its place: (text, where they begin, their text, joined)."""
+        part, start, stop = item.spans[mask]
+        made, place, word, joined = self._put(item.parts[part][:start], ids)
+        return made + item.parts[part][stop:], place, word, joined
+
+    def render(self, item: MaskedText, fills: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], list[tuple[int, str]]]:
+        """Return the parts of a text with all of its masks filled by ids, and for each where in its part it begins, and its text."""
+        texts, found, spans = [], [], list(zip(item.spans, fills, strict=True))
         for part, text in enumerate(item.parts):
             made, end = "", 0
-            for mask, (number, start, stop) in enumerate(item.spans):
-                if number != part or mask not in fills:
-                    continue
-                made += text[end:start]
-                near = made.rstrip(" ")
-                word, joined = self.text_of(fills[mask], not near or near[-1].isspace())
-                if joined:
-                    made = near
-                elif self.surfaces.marks_spaces and made and not made[-1].isspace():
-                    made += " "
-                found[mask] = (len(made), word, joined)
-                made += word
-                end = stop
+            for (number, start, stop), ids in spans:
+                if number == part:
+                    made, place, word, _ = self._put(made + text[end:start], ids)
+                    found.append((place, word))
+                    end = stop
             texts.append(made + text[end:])
         return tuple(texts), found
