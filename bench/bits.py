@@ -81,12 +81,15 @@ def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tu
 
 def turned(work: Path, flips: int, seed: int) -> dict:
     """Turn so many bits of every file (one of each byte of a short one) that a run leaves, and return what became of it."""
-    known, results = cases(work, seed), {}
+    known, record = cases(work, seed), work / "bits.jsonl"  # what was done before is not done again
+    results = dict(json.loads(line) for line in record.read_text().splitlines()) if record.exists() else {}
     runs = {"pretrain": ("raw", resumed), "finetune": ("finetune", resumed), "model": ("", loaded)}
     for use, (name, function) in runs.items():
         folder = halfway(known[name], work) if name else work / "base"
         inner = folder / "model" if function is loaded else folder
         for path in sorted(path for path in inner.rglob("*") if path.is_file() and path.stat().st_size):
+            if (key := f"{use}: {path.relative_to(inner).as_posix()}") in results:
+                continue
             generator, size = random.Random(f"{path.name} {seed}"), path.stat().st_size
             places = range(size) if size <= flips else sorted(generator.sample(range(size), flips))
             spots = [(place, generator.randrange(8)) for place in places]
@@ -104,8 +107,10 @@ def turned(work: Path, flips: int, seed: int) -> dict:
                     with open(told, "a", encoding="utf-8") as file:
                         file.write(f"CRASH exit {code}\n")
             counts = {word: sum(f" {word}" in line for line in seen) for word in OUTCOMES}
-            results[f"{use}: {path.relative_to(inner).as_posix()}"] = {word: count for word, count in counts.items() if count}
+            results[key] = {word: count for word, count in counts.items() if count}
+            with open(record, "a", encoding="utf-8") as file:
+                file.write(json.dumps([key, results[key]]) + "\n")
             wrong = [line for line in seen if any(word in line for word in OUTCOMES[2:])]
-            print(f"{use}: {path.relative_to(inner)}: {counts} {wrong[:3]}", file=sys.stderr, flush=True)
+            print(f"{key}: {counts} {wrong[:3]}", file=sys.stderr, flush=True)
     totals = {word: sum(counts.get(word, 0) for counts in results.values()) for word in OUTCOMES}
     return {"turned": sum(totals.values()), **totals, "files": results}

@@ -5,9 +5,10 @@
 A case is a command on a tiny model; a life of it is a run that is killed several times and then goes on to its end. Killed is at a random
 amount of the process's own time, in the middle of what it is writing, or (SIGTERM) so that it may save first. In the end everything must
 be as if nothing had happened: weights and packed corpora to the bit, and the log with every step once, on the same batches. The processes
-are forked from one that has imported torch, so that a kill costs a second; what is killed is a whole `unmask` command. `--work` keeps the
-lives that are over, and goes on with them. With `--flips` so many bits of every file that a run leaves are turned as well (bits.py). The
-result is JSON; the exit code is 1 where anything differs.
+are forked from one that has imported torch, so that a kill costs a second; what is killed is a whole `unmask` command. Other cases are
+`processes` (two that train together: one of them is killed, or the launcher) and `ray` (packing with two workers: one of them, or the
+driver). `--work` keeps the lives that are over, and goes on with them. With `--flips` so many bits of every file that a run leaves are
+turned as well (bits.py). The result is JSON; the exit code is 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ MODEL = [
 TRAIN = ["train.log_steps=1", "train.save_steps=3", "train.precision=fp32", "train.device=cpu"]
 STEPS, LIFE = 45, 6  # of a run; kills of a life
 INTERRUPTED = 130
-TIMED = {"seconds", "tokens_per_second", "wait_share", "environment", "time"}  # what no two runs have alike
+TIMED = (  # what no two runs have alike
+    "seconds", "tokens_per_second", "tokens_per_second_per_process", "wait_share", "communication_share", "peak_memory_bytes",
+)  # fmt: skip
 
 
 def write_text(path: Path, seed: int) -> Path:
@@ -134,20 +137,21 @@ def gone(processes: list[int], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def undisturbed(args: list[str], errors: Path) -> float:
-    """Run a command to its end, import here what it imported there, and return how much processor time it took."""
-    before = os.times().children_user
+def undisturbed(args: list[str], errors: Path) -> tuple[float, float]:
+    """Run a command to its end, import here what it imported there, and return how long it took: processor time, and by the clock."""
+    before, begin = os.times().children_user, time.monotonic()
     modules = errors.with_suffix(".modules")
     process = start(args, errors, modules)
     if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
         raise SystemExit(f"the undisturbed command failed: unmask {' '.join(args)}\n{errors.read_text(errors='replace')}")
+    taken = os.times().children_user - before, time.monotonic() - begin
     for name in modules.read_text().splitlines():  # the next ones find it in memory
         if name.partition(".")[0] not in ("__main__", "__mp_main__"):
             try:
                 importlib.import_module(name)
             except Exception:  # some are not there to be imported by name
                 continue
-    return os.times().children_user - before
+    return taken
 
 
 # cases
@@ -180,6 +184,7 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
     tune += [part for one in (*TRAIN, "train.eval_steps=12", "data.batch_size=8") for part in ("--set", one)]
     pack = ["pack", str(text), "-t", str(corpus / "tokenizer"), "--held-out", "0.1"]
 
+    two = ["--processes", "2", "--restarts", "1"]
     on_ray = [*pack, "--on", "ray", "--workers", "2"]
 
     def resume(run: Path) -> list[str]:
@@ -196,6 +201,9 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
         Case("raw", lambda run: [*raw, "-o", str(run)], resume, saving, run_differs),
         Case("finetune", lambda run: [*tune, "-o", str(run)], resume, saving, run_differs),
         Case("pack", lambda run: [*pack, "-o", str(run)], lambda run: [*pack, "-o", str(run)], packing, corpus_differs),
+        Case(
+            "processes", lambda run: [*train, *two, "-o", str(run)], lambda run: ["resume", str(run), *two], saving, run_differs, "unmask"
+        ),
         Case("ray", lambda run: [*on_ray, "-o", str(run)], lambda run: [*on_ray, "-o", str(run)], packing, corpus_differs, "ray::Work"),
     ]
     return {case.name: case for case in made}
@@ -249,7 +257,7 @@ def untimed(value):
 # lives
 
 
-def life(case: Case, quiet: Path, folder: Path, seconds: float, seed: int) -> dict:
+def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed: int) -> dict:
     """Kill a run several times, let it end, and return what happened and what differs."""
     generator = random.Random(f"{case.name} {seed}")
     run, errors = folder / "run", folder / "errors.txt"
@@ -262,8 +270,11 @@ def life(case: Case, quiet: Path, folder: Path, seconds: float, seed: int) -> di
             code = wait_for(process, count_of(lambda: bool(case.writing(run)), saves), 0.0003)
             time.sleep(generator.uniform(0, 0.02) if code is None else 0)
         else:
-            moment = generator.uniform(0, 1.2 * seconds / 2)
-            code = wait_for(process, lambda process=process, moment=moment: used_seconds(process) >= moment, 0.001)
+            share, begin = generator.uniform(0, 0.7), time.monotonic()
+            if case.workers:  # whose time is not its own
+                code = wait_for(process, lambda until=begin + share * taken[1]: time.monotonic() >= until, 0.01)
+            else:
+                code = wait_for(process, lambda process=process, until=share * taken[0]: used_seconds(process) >= until, 0.001)
         if code is None:
             family = descendants(process)
             workers = named(family, case.workers) if case.workers and how != "term" and generator.random() < 0.5 else []
@@ -314,13 +325,13 @@ def campaign(work: Path, names: list[str], kills: int, seed: int) -> dict:
     for number, name in enumerate(names):
         quiet, errors = work / f"quiet-{name}", work / f"quiet-{name}.txt"
         shutil.rmtree(quiet, ignore_errors=True)
-        seconds = undisturbed(known[name].first(quiet), errors)
+        taken = undisturbed(known[name].first(quiet), errors)
         wanted = kills // len(names) + (number < kills % len(names))
         while sum(one["kills"] for one in lives if one["case"] == name) < wanted:
             folder = work / "life"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            lives.append(life(known[name], quiet, folder, seconds, seed + sum(one["case"] == name for one in lives)))
+            lives.append(life(known[name], quiet, folder, taken, seed + sum(one["case"] == name for one in lives)))
             with open(record, "a", encoding="utf-8") as file:
                 file.write(json.dumps(lives[-1]) + "\n")
             print(json.dumps(lives[-1]), file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from unmask.data.text import read
 from unmask.errors import CheckpointError, ConfigError, DataError, StoreError, UnmaskError
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.ner_data import read_tagged
+from unmask.tasks.qa_data import read_items as read_questions
 from unmask.tasks.recipe import TaskData
 from unmask.train import recipe as recipes
 
@@ -144,6 +145,27 @@ def test_readers_of_entities(folder, data, name):
     path.write_bytes(data.draw(damaged(TAGGED[name])))
     with no_hang(), contextlib.suppress(DataError):
         read_tagged(str(path), TaskData(), labelled=data.draw(st.booleans()))
+
+
+ASKED = {
+    "context": "The court sits in Vienna.",
+    "qas": [{"id": "1", "question": "Where?", "answers": [{"text": "Vienna", "answer_start": 18}], "is_impossible": False}],
+}
+FLAT = {"id": 1, "question": "Where?", "context": "In Vienna.", "answers": {"text": ["Vienna"], "answer_start": [3]}}
+QUESTIONS = {
+    "x.json": json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": [ASKED, ASKED]}]}).encode(),
+    "x.jsonl": json.dumps(FLAT).encode() + b"\n",
+    "x.csv": b"id,question,context,answers\n1,Where?,In Vienna.,\"{'text': ['Vienna'], 'answer_start': [3]}\"\n",
+}
+
+
+@quick
+@given(data=st.data(), name=st.sampled_from(sorted(QUESTIONS)))
+def test_readers_of_questions(folder, data, name):
+    path = folder / name
+    path.write_bytes(data.draw(damaged(QUESTIONS[name])))
+    with no_hang(), contextlib.suppress(DataError):
+        read_questions(path, TaskData(), labelled=data.draw(st.booleans()))
 
 
 RECIPE = b"""base_model = "x"

@@ -186,3 +186,10 @@ def test_a_folder_that_has_vanished_is_not_made_again(corpus, tmp_path):
     assert not list((tmp_path / "disk").iterdir())
     step = max(int(path.name[5:13]) for path in (elsewhere / "run" / "checkpoints").glob("step-*"))
     assert unmask.resume(elsewhere / "run", max_steps=step + 2).step == step + 2
+
+
+def test_a_run_that_was_killed_as_it_began_can_be_begun_again(corpus, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml.partial").write_text("base_mod")  # in the middle of its first write
+    assert unmask.pretrain(output=tmp_path / "run", data=corpus, max_steps=1, **SETTINGS).step == 1
+    assert not (tmp_path / "run" / "config.toml.partial").exists()

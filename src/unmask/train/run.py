@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..box import or_box
+from ..data.whole import whole_file
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
 from .distributed import is_restarted, launched
@@ -96,11 +97,10 @@ def start(recipe: RunRecipe, output: str | Path, make: Make = MaskedLanguageMode
         return run_session(folder, recipe, make)
     fresh = not Path(output).expanduser().exists()
     folder = claim(output)
-    try:
-        with open(folder / "config.toml", "x", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
-    except FileExistsError:
-        raise CheckpointError(f"another process has just begun a run in '{folder}'; choose another name") from None
+    with whole_file(folder / "config.toml") as file:
+        if (folder / "config.toml").exists():
+            raise CheckpointError(f"another process has just begun a run in '{folder}'; choose another name")
+        file.write(recipe.to_toml())
     try:
         return run_session(folder, recipe, make)
     except KeyboardInterrupt:
