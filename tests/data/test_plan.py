@@ -127,3 +127,35 @@ def test_settings_that_do_not_fit(options, message):
 def test_a_negative_step():
     with pytest.raises(ConfigError, match="step = -1; allowed: 0 or more"):
         plan([5, 6]).packs(-1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 120), min_size=1, max_size=60).filter(any), st.integers(1, 4), st.integers(1, 4), st.integers(0, 9),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_steps_that_grow_take_the_same_packs(lengths, first, more, ramp_steps, seed):
+    """A ramp changes where steps are cut, and nothing of the packs or of their order."""
+    tokens = {"batch_tokens": 64 * (first + more), "seed": seed}
+    plain = plan(lengths, **tokens)
+    made = Plan(
+        np.asarray(lengths), max_length=32, num_special=2, micro_tokens=64, batch_tokens_start=64 * first, ramp_steps=ramp_steps, **tokens
+    )
+    packs: dict[int, list[list[int]]] = {}
+    sizes, last = [], 0
+    for step in range(ramp_steps + 5 * plain.steps_per_epoch):
+        epoch, taken = made.packs(step)
+        assert epoch in (last, last + 1) and taken and made.epoch_of(step) == epoch
+        last = epoch
+        packs.setdefault(epoch, []).extend(pack.tolist() for pack in taken)
+        sizes.append(len(taken))
+        wanted = min(first + more, round(first + more * step / ramp_steps)) if step < ramp_steps else first + more
+        assert sizes[-1] == wanted or (sizes[-1] < wanted and len(packs[epoch]) == made.num_packs)  # the end of an epoch
+    for epoch in range(last):
+        assert packs[epoch] == [pack.tolist() for pack in (plain.epoch(epoch)[number] for number in range(plain.num_packs))]
+
+
+@pytest.mark.parametrize("start", [32, 96, 320])
+def test_a_ramp_that_cannot_be_is_named(start):
+    with pytest.raises(ConfigError, match=f"batch_tokens_start = {start}; allowed: a multiple of micro_tokens = 64, up to"):
+        Plan(np.array([9]), seed=0, max_length=32, num_special=2, micro_tokens=64, batch_tokens=256, batch_tokens_start=start, ramp_steps=3)

@@ -117,3 +117,12 @@ def test_state_of_another_model_is_refused(model):
 def test_values_that_cannot_be_are_named(field, value):
     with pytest.raises(ConfigError, match=f"optim.{field} = {value!r}"):
         OptimConfig(**{field: value})
+
+
+def test_rates_follow_the_square_root_of_the_batch(make_model):
+    config = OptimConfig(reference_batch_tokens=1024, layer_decay=0.5)
+    plain, large = build(make_model(), OptimConfig(layer_decay=0.5)), build(make_model(), config, batch_tokens=4096)
+    for left, right in zip(plain, large, strict=True):
+        assert [2 * group["initial_lr"] for group in left.param_groups] == [group["initial_lr"] for group in right.param_groups]
+    with pytest.raises(ConfigError, match="counted in examples"):
+        build(make_model(), config)

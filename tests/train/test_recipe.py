@@ -87,4 +87,6 @@ def test_values_that_cannot_be_are_named(override, message):
 
 
 def test_every_field_of_the_loop_has_a_place_in_a_recipe():
-    assert load(overrides=[f"train.{f.name}={f.default}" for f in dataclasses.fields(TrainConfig) if isinstance(f.default, int)])
+    assert load(
+        overrides=[f"train.{f.name}={str(f.default).lower()}" for f in dataclasses.fields(TrainConfig) if isinstance(f.default, int)]
+    )

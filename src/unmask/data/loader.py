@@ -175,6 +175,7 @@ class Loader:
     """The batches of a training run: every token of the store once an epoch, in an order and with masks that follow from the seed.
 
     Units: `batch_tokens` tokens a step over all micro-batches, each a PackedBatch of `micro_tokens` tokens, special tokens among them.
+    With `batch_tokens_start`, the first step has so many, and `ramp_steps` steps later it is all of them.
     Raises: ConfigError where the token counts do not fit one another; TokenizerError where the vocabulary does not fit the store.
     """
 
@@ -189,6 +190,8 @@ class Loader:
         max_length: int,
         micro_tokens: int,
         batch_tokens: int,
+        batch_tokens_start: int | None = None,
+        ramp_steps: int = 0,
         position_offset: int = 0,
         shuffle: bool = True,
         keys: np.ndarray | None = None,
@@ -200,7 +203,8 @@ class Loader:
         )  # fmt: skip
         self.plan = Plan(
             store.lengths, seed=seed, max_length=max_length, num_special=self.packer.num_special,
-            micro_tokens=micro_tokens, batch_tokens=batch_tokens, shuffle=shuffle,
+            micro_tokens=micro_tokens, batch_tokens=batch_tokens, batch_tokens_start=batch_tokens_start, ramp_steps=ramp_steps,
+            shuffle=shuffle,
         )  # fmt: skip
         self.masking = masking
         self.rank, self.size = 0, 1
@@ -221,12 +225,12 @@ class Loader:
         ]
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
-        """Return how many steps an epoch has: the same for every epoch."""
+        """Return how many steps an epoch has: the same for every epoch, but for those of a ramp."""
         return self.plan.steps_per_epoch
 
     def epoch_of(self, step: int) -> int:
         """Return the epoch (from 0) that a step belongs to."""
-        return step // self.plan.steps_per_epoch
+        return self.plan.epoch_of(step)
 
     def num_tokens_of(self, step: int) -> int:
         """Return how many real tokens, special ones among them, a step has, in all processes."""

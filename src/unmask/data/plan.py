@@ -137,6 +137,8 @@ class Plan:
         num_special: int,
         micro_tokens: int,
         batch_tokens: int,
+        batch_tokens_start: int | None = None,
+        ramp_steps: int = 0,
         shuffle: bool = True,
     ) -> None:
         if max_length <= num_special:
@@ -150,6 +152,11 @@ class Plan:
         if batch_tokens < micro_tokens or batch_tokens % micro_tokens:
             near = max(1, round(batch_tokens / micro_tokens)) * micro_tokens
             raise ConfigError(f"batch_tokens = {batch_tokens} is not a multiple of micro_tokens = {micro_tokens}; the nearest is {near}")
+        first = batch_tokens if batch_tokens_start is None else batch_tokens_start
+        if not micro_tokens <= first <= batch_tokens or first % micro_tokens:
+            raise ConfigError(
+                f"batch_tokens_start = {first}; allowed: a multiple of micro_tokens = {micro_tokens}, up to batch_tokens = {batch_tokens}"
+            )
         self.seed, self.shuffle, self.room = seed, shuffle, micro_tokens
         self.windows = cut(lengths, max_length - num_special)
         if not len(self.windows):
@@ -162,6 +169,7 @@ class Plan:
         # a little more than the first epoch needs, where there are many: another order may need one more
         self.num_packs = min(len(self._reference) + len(self._reference) // 1000, len(self.windows))
         self.steps_per_epoch = -(-self.num_packs // self.packs_a_step)
+        self._ramp = ramp(self.num_packs, first // micro_tokens, self.packs_a_step, ramp_steps if first < batch_tokens else 0)
 
     def _attempt(self, epoch: int, attempt: int) -> Packs:
         order = np.arange(len(self.windows))
@@ -210,10 +218,28 @@ class Plan:
         """Return the epoch of a step, and for each pack of the step the windows in it."""
         if step < 0:
             raise ConfigError(f"step = {step}; allowed: 0 or more")
-        epoch, inside = divmod(step, self.steps_per_epoch)
+        epoch, first, last = self._span(step)
         packs = self.epoch(epoch)
-        first = inside * self.packs_a_step
-        return epoch, [packs[number] for number in range(first, min(first + self.packs_a_step, len(packs)))]
+        return epoch, [packs[number] for number in range(first, min(last, len(packs)))]
+
+    def _span(self, step: int) -> tuple[int, int, int]:
+        """Return the epoch of a step, and the packs of the epoch, from and to, that it takes."""
+        if step < len(self._ramp) - 1:
+            epoch, first = divmod(int(self._ramp[step]), self.num_packs)
+            return epoch, first, first + int(self._ramp[step + 1] - self._ramp[step])
+        # what the ramp leaves of its last epoch is cut into whole steps, and so is every epoch after it
+        epoch, first = divmod(int(self._ramp[-1]), self.num_packs)
+        step -= len(self._ramp) - 1
+        left = -(-(self.num_packs - first) // self.packs_a_step)
+        if step >= left:
+            more, step = divmod(step - left, self.steps_per_epoch)
+            epoch, first = epoch + 1 + more, 0
+        first += step * self.packs_a_step
+        return epoch, first, min(first + self.packs_a_step, self.num_packs)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch (from 0) that a step belongs to."""
+        return self._span(step)[0]
 
     def share(self, step: int, rank: int, size: int) -> tuple[int, list[np.ndarray], int]:
         """Return the epoch of a step, the packs of it that are one of `size` processes' part, and how many tokens each is filled up to.
@@ -231,6 +257,18 @@ class Plan:
         room = -(-max(fullest, len(packs) * self.room // number) // ROUND) * ROUND
         dealt = (windows[where == pack] for pack in range(rank, number, size))
         return epoch, [pack for pack in dealt if len(pack)], room
+
+
+def ramp(num_packs: int, first: int, last: int, steps: int) -> np.ndarray:
+    """Return where the steps of a ramp begin, and where it ends, in packs over all epochs: from `first` packs a step evenly up to `last`.
+
+    A step ends with its epoch, as every other does. Shapes: (steps + 1,).
+    """
+    sizes = np.rint(first + (last - first) * np.arange(steps) / max(1, steps)).astype(np.int64)
+    begins = [0]
+    for size in sizes.tolist():
+        begins.append(begins[-1] + min(size, num_packs - begins[-1] % num_packs))
+    return np.array(begins)
 
 
 def deal(sizes: np.ndarray, number: int) -> np.ndarray:

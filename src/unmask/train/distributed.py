@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError, RunError
+from .sharded import Shards, shard
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class World:
     """The processes that train together, as one of them sees it. This one is alone: there is nobody to agree with."""
 
     rank, size = 0, 1
+    is_sharded = False  # whether each process holds a part of the model only
     waited = 0.0  # seconds spent waiting for the other processes, since `take_waited` was called
 
     @property
@@ -77,6 +79,13 @@ class World:
         """Return what to train with in place of `loss_sum`: its gradients are those of all processes once `finish` was called."""
         return loss_sum
 
+    def shard(self, model: Any, *, bf16: bool) -> None:
+        """Cut a model, in place, into as many parts as there are processes."""
+
+    def passes(self, number: int) -> int:
+        """Return how many passes a process that has so many to do must do."""
+        return number
+
     def backward(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context of a forward and backward pass; the gradients go on their way in the `last` one of a step."""
         return contextlib.nullcontext()
@@ -101,7 +110,7 @@ class Processes(World):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.device = device
         self.waited, self.moved, self.is_waiting = 0.0, time.monotonic(), False  # `moved`: when it last got through a place of waiting
-        self.gradients: Replicas | None = None
+        self.gradients: Replicas | Shards | None = None
         self._launcher = os.getppid()
 
     @property
@@ -168,12 +177,30 @@ class Processes(World):
 
     def wrap(self, model: Any, loss_sum: LossSum, config: TrainConfig) -> LossSum:
         """Return what to train with in place of `loss_sum`: its gradients are those of all processes once `finish` was called."""
+        if self.is_sharded:
+            return loss_sum
         self.gradients = Replicas(self, model, loss_sum, config)
         return self.gradients.loss_sum
 
+    def shard(self, model: Any, *, bf16: bool) -> None:
+        """Cut a model, in place, into as many parts as there are processes."""
+        shard(model, self, bf16=bf16)
+        self.gradients, self.is_sharded = Shards(model), True
+
+    def passes(self, number: int) -> int:
+        """Return how many passes a process that has so many to do must do: of a sharded model, as many as any other."""
+        if not self.is_sharded:
+            return number
+        passes = [int(one) for one in self.gather(str(number).encode())]
+        if min(passes) == 0 < max(passes):
+            raise RunError(
+                "a step has fewer windows than there are processes, and a sharded model wants one for each; raise data.batch_tokens"
+            )
+        return max(passes)
+
     def backward(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context of a forward and backward pass; the gradients go on their way in the `last` one of a step."""
-        return contextlib.nullcontext() if last or self.gradients is None else self.gradients.ddp.no_sync()
+        return contextlib.nullcontext() if self.gradients is None else self.gradients.backward(last=last)
 
     def finish(self) -> None:
         """End a step's passes, also where there were none, or one of them has failed: the gradients are summed when it returns."""
@@ -225,6 +252,10 @@ class Replicas:
         if self.ddp.require_backward_grad_sync:
             self._arm()
         return loss
+
+    def backward(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return the context of a forward and backward pass."""
+        return contextlib.nullcontext() if last else self.ddp.no_sync()
 
     def finish(self) -> None:
         """Wait until the gradients of all processes are summed; those that this one does not have are zeros."""

@@ -46,11 +46,14 @@ def heldout(
         with torch.no_grad():  # not inference_mode: what a model caches in it could not be trained with
             for number, batch in enumerate(batches):
                 documents.update(document for document in batch.documents.tolist() if document >= 0)
-                if number % world.size != world.rank:
+                own = number % world.size == world.rank
+                if not own and not world.is_sharded:  # of a sharded model every process takes part in every pass
                     continue
                 batch = batch.to(device)
                 with precision.autocast() if precision is not None else contextlib.nullcontext():
                     logits = forward_packed(model, batch)
+                if not own:
+                    continue
                 batch_loss, batch_correct = sums(logits, batch.labels)
                 loss, correct = loss + batch_loss, correct + batch_correct
                 labels, tokens = labels + len(batch.labels), tokens + batch.num_tokens

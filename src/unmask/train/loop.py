@@ -18,6 +18,7 @@ from ..errors import ConfigError, RunError
 from .distributed import World
 from .guard import PATIENCE, Diverged, Guard
 from .optim import OptimConfig, schedule
+from .sharded import whole
 
 DEFAULT_EPOCHS = 3.0  # where no budget is given
 BUDGETS = ("max_steps", "num_epochs", "max_tokens", "max_minutes")
@@ -44,6 +45,8 @@ class TrainConfig:
     log_steps: int = 10  # steps between lines of log.jsonl
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, mlflow, trackio
     spike_score: float = 10.0  # how far a loss may leap: times their spread above the last ones; such a batch is left out; 0: however far
+    activation_checkpointing: bool = False  # layers forget what they make on the way, and make it again: less memory, a third more time
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: each has the whole model; fsdp: a part of it each
     gradient_compression: Literal["none", "bf16"] = "none"  # what gradients are sent as, where several processes train
     bucket_megabytes: float = 25.0  # of gradients that are sent at a time
     timeout_minutes: float = 30.0  # that processes wait for one of them before the run ends; longer than an evaluation or a save takes
@@ -156,7 +159,7 @@ def train(
         fault = state.guard.before(state.step + 1)
         if fault is None:
             total = accumulate(state, micro_batches, step_loss, num_labels, world)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             loss, grad_norm = torch.stack([total, norm]).tolist()
             fault = state.guard.after(loss, grad_norm, config.train.spike_score)
         if fault is None:
@@ -174,9 +177,8 @@ def train(
         waited, talked = (mean / world.size for mean in world.sum(waited, world.take_waited()))
         state.seconds = world.of_first(time.perf_counter() - begin)
         seconds = time.perf_counter() - start
-        stop = on_step(
-            state, Step(loss, grad_norm, rate, int(num_tokens), num_labels, seconds, waited, fault and fault.reason, culprits, talked)
-        )
+        reason = None if fault is None else fault.reason
+        stop = on_step(state, Step(loss, grad_norm, rate, int(num_tokens), num_labels, seconds, waited, reason, culprits, talked))
         state.seconds = world.of_first(time.perf_counter() - begin)
         if fault is not None and not fault.known and state.skipped >= PATIENCE:
             raise Diverged(state.step, fault)
@@ -214,14 +216,21 @@ def accumulate(
         reason = None
         try:
             total = torch.zeros(())
-            for number, piece in enumerate(pieces, start=1):
-                with world.backward(last=number == len(pieces)):
-                    loss = step_loss(state.model, piece) / (num_labels or 1)
+            passes = world.passes(len(pieces))
+            for number in range(passes):
+                with world.backward(last=number == passes - 1):
+                    loss = step_loss(state.model, pieces[min(number, len(pieces) - 1)]) / (num_labels or 1)
+                    if number >= len(pieces):  # it keeps the others company, and counts for nothing
+                        loss = loss * 0.0
                     loss.backward()
                 total = total.to(loss.device) + loss.detach()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            if world.is_sharded:
+                raise RunError(
+                    f"memory runs out ({error}), and the processes of a sharded model cannot do a step again; lower data.micro_tokens"
+                ) from error
             reason = str(error).partition("\n")[0]
         # out of the handler, so that the failed step's tensors are no longer held by the traceback
         world.finish()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from .lora import is_matrix
+from .sharded import like
 
 Schedule = Literal["linear", "cosine", "wsd", "constant"]
 
@@ -32,6 +33,7 @@ class OptimConfig:
     schedule: Schedule = "wsd"  # linear or cosine to nothing; wsd (warm-up, stable, decay): straight to nothing at the end; constant
     warmup_ratio: float = 0.02  # share of the budget over which the rate rises from nothing
     decay_ratio: float = 0.6  # wsd: share of the budget, at its end, over which the rate falls
+    reference_batch_tokens: int | None = None  # the rates are for steps of so many tokens; for larger ones they grow by the square root
     layer_decay: float | None = None  # a layer's rate is this share of the rate of the one above it; unset: all learn alike
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class OptimConfig:
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} = {getattr(self, name)!r}; allowed: a number from 0 up to, not including, 1")
+        if self.reference_batch_tokens is not None and self.reference_batch_tokens < 1:
+            raise ConfigError(f"optim.reference_batch_tokens = {self.reference_batch_tokens!r}; allowed: a whole number from 1")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay = {self.layer_decay!r}; allowed: a share above 0, at most 1 (0.9 is usual)")
         for name in ("warmup_ratio", "decay_ratio"):
@@ -76,12 +80,14 @@ def schedule(progress: float, config: OptimConfig) -> float:
     return max(0.0, min(warmup, SCHEDULES[config.schedule](max(progress, config.warmup_ratio), config)))
 
 
-def build(model: nn.Module, config: OptimConfig, *, fp32: bool = False) -> list[torch.optim.Optimizer]:
+def build(model: nn.Module, config: OptimConfig, *, fp32: bool = False, batch_tokens: int | None = None) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a model: Muon (if asked for) with its hidden matrices, AdamW with everything else.
 
     Every group carries `initial_lr`, the highest rate, which the loop multiplies by the schedule. `fp32` runs Muon's products
-    in fp32, for machines where bf16 is slow.
+    in fp32, for machines where bf16 is slow. `batch_tokens` is how many tokens a step has.
+    Source: rates that follow the square root of the batch, Malladi et al. 2022 (for Adam; here for Muon, too).
     """
+    scale = batch_scale(config, batch_tokens)
     groups = group_parameters(model, muon=config.optimizer == "muon")
     shares = layer_shares(model, config.layer_decay)
     optimizers: list[torch.optim.Optimizer] = []
@@ -103,8 +109,22 @@ def build(model: nn.Module, config: OptimConfig, *, fp32: bool = False) -> list[
     )  # fmt: skip
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = group["lr"] = group["lr"] * scale
     return optimizers
+
+
+def batch_scale(config: OptimConfig, batch_tokens: int | None) -> float:
+    """Return what the learning rates are multiplied by for steps of so many tokens.
+
+    Raises: ConfigError where a step is counted in something else.
+    """
+    if config.reference_batch_tokens is None:
+        return 1.0
+    if batch_tokens is None:
+        raise ConfigError(
+            f"optim.reference_batch_tokens = {config.reference_batch_tokens}, but a step of this run is counted in examples; leave it out"
+        )
+    return math.sqrt(batch_tokens / config.reference_batch_tokens)
 
 
 def layer_shares(model: nn.Module, layer_decay: float | None) -> dict[int, float]:
@@ -210,4 +230,5 @@ def load_state_tensors(optimizers: Iterable[torch.optim.Optimizer], tensors: dic
         for index, values in state.items():
             if index >= len(parameters) or any(v.ndim and v.shape != parameters[index].shape for v in values.values()):
                 raise CheckpointError("the optimizer state in the checkpoint is not that of this model; was the recipe edited?")
+            state[index] = {name: like(value, parameters[index]) for name, value in values.items()}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

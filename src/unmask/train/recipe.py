@@ -37,10 +37,12 @@ class DataConfig:
     held_out: float | None = None  # share of the documents that is kept from training and measured on; 0: none; unset: 0.01
     max_length: int = 128  # tokens in a window, special ones included; longer documents are cut into several
     batch_tokens: int = 4096  # tokens in a step
+    batch_tokens_start: int | None = None  # tokens in the first step, from which they rise evenly; unset: batch_tokens from the first on
+    batch_ramp_steps: int = 0  # steps that they rise for
     micro_tokens: int | None = None  # tokens in one pass through the model; unset: all of the step's; found by itself when memory runs out
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "max_length", "batch_tokens", "micro_tokens"):
+        for name in ("vocab_size", "max_length", "batch_tokens", "batch_tokens_start", "micro_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from 1")

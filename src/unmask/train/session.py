@@ -28,8 +28,11 @@ from .distributed import World, join
 from .guard import WINDOW, Diverged, Guard
 from .loop import Step, TrainState, train
 from .objective import Make, Objective, RunRecipe
+from .recompute import recompute_layers
 from .runlog import NoLog, RunLog, finite
 from .setup import find_device
+from .sharded import check as check_sharded
+from .sharded import gathered, whole
 from .signals import StopRequest
 
 AUTO_TIMES = 10  # evaluations and checkpoints of a run that does not say how many
@@ -58,6 +61,7 @@ def run_session(folder: Path, recipe: RunRecipe, make: Make) -> Run:
     """Go on with the run in a folder until its budget is used up or it is interrupted, and return it; `make` makes its objective."""
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.save_total_limit)
     device = find_device(recipe.train.device, setting="train.device")
+    check_sharded(recipe)
     with join(device) as world, contextlib.ExitStack() as stack, torch.random.fork_rng():
         world.first_does(lambda: stack.enter_context(alone(folder)))
         back: Diverged | None = None
@@ -128,7 +132,12 @@ class Session:
         self.place = identity(folder)
         self.config, self.world = self.recipe.train, world or World()
         objective.share(self.world)
-        optimizers = optim.build(objective.model, self.recipe.optim, fp32=objective.precision.name == "fp32")
+        if self.config.parallel == "fsdp":
+            self.world.shard(objective.model, bf16=objective.precision.name == "bf16")
+        if self.config.activation_checkpointing:
+            recompute_layers(objective.model)
+        batch_tokens = getattr(objective.recipe.data, "batch_tokens", None)
+        optimizers = optim.build(objective.model, self.recipe.optim, fp32=objective.precision.name == "fp32", batch_tokens=batch_tokens)
         self.state = TrainState(objective.model, optimizers, steps_per_epoch=objective.loader.steps_per_epoch(0))
         self.info: dict[str, Any] = {}  # what a checkpoint says beside the counters of the state
         self.metrics: dict[str, Any] | None = None  # of the last evaluation
@@ -179,6 +188,7 @@ class Session:
         """Compile the model's layers where the recipe says so, or where the first process finds it faster."""
 
         def layers(mode: str) -> str:
+            mode = "off" if mode == "auto" and self.world.is_sharded else mode  # one alone cannot measure it
             return compile_layers(mode, self.objective.model, self.try_backward, self.log.notice)
 
         compiled = layers(self.config.compile) if self.world.is_first else None
@@ -261,7 +271,13 @@ class Session:
         """Write a checkpoint: a complete model folder, the optimizers, the random numbers of dropout, and the counters."""
         state = self.state
         self.last_save = self.now()
-        random = self.random_states()
+        tensors, model = self.random_states(), state.model
+        for name, tensor in optim.state_tensors(state.optimizers).items():
+            tensor = whole(tensor)
+            if self.world.is_first:
+                tensors[name] = tensor
+        if self.world.is_sharded:
+            model = gathered(model, keep=self.world.is_first)
         if not self.world.is_first:
             return
         if identity(self.folder) != self.place:
@@ -269,7 +285,6 @@ class Session:
                 f"'{self.folder}' is no longer the folder that the run goes on in: its disk is gone, or it was moved; bring it back, "
                 "then go on with `unmask resume`"
             )
-        tensors = {**optim.state_tensors(state.optimizers), **random}
         info = {name: getattr(state, name) for name in COUNTERS}
         info |= {
             "progress": state.progress(self.config),
@@ -279,7 +294,6 @@ class Session:
         }
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = self.objective.rank(info["heldout"]) if info["heldout"] else None
-        model = state.model
         if self.recipe.lora.r:
             tensors |= lora.tensors(model)
             model = lora.merged(model)

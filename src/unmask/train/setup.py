@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..model.load import build_model, check_fit, check_folder, load_model, position_offset
 from ..model.memory import tune_allocator
 from . import extension, lora, replay
+from .distributed import launched
 from .precision import Precision, choose
 from .recipe import Recipe
 from .trackers import check as check_trackers
@@ -95,7 +97,8 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
         known = Vocabulary(int(specials.mask), tuple(specials.all), store.vocab_size)
         terms = replay.run_terms(folder, store, general_store, known, tokenizer, say)
     loader = Loader(
-        store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens, terms=terms, **shape
+        store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens,
+        batch_tokens_start=recipe.data.batch_tokens_start, ramp_steps=recipe.data.batch_ramp_steps, terms=terms, **shape,
     )  # fmt: skip
     general_batches: list[PackedBatch] = []
     if general is not None:
@@ -113,7 +116,8 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
         heldout = TokenStore.open(corpus / "heldout", tokenizer_hash=store.tokenizer_hash, verify=verify)
         batches, fingerprint = eval_batches(heldout, specials, recipe, micro_tokens=min(micro_tokens, 4096), **shape)
     resolved = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
-    model.to(device)  # type: ignore[arg-type]
+    if recipe.train.parallel != "fsdp" or launched()[1] == 1:  # otherwise it goes there in parts
+        model.to(device)  # type: ignore[arg-type]
     return Setup(resolved, device, precision, tokenizer, store, heldout, model, loader, specials, batches, fingerprint, general_batches)
 
 
@@ -154,6 +158,27 @@ def check_early(recipe: Recipe) -> None:
             f"data.micro_tokens = {data.micro_tokens}; allowed: a divisor of data.batch_tokens = {data.batch_tokens} "
             f"that is at least data.max_length = {data.max_length}"
         )
+    check_ramp(recipe)
+
+
+def check_ramp(recipe: Recipe) -> None:
+    """Raise ConfigError for a number of tokens a step that cannot rise."""
+    data, train = recipe.data, recipe.train
+    if (data.batch_tokens_start is None) != (data.batch_ramp_steps == 0):
+        raise ConfigError(
+            f"data.batch_tokens_start = {data.batch_tokens_start}, data.batch_ramp_steps = {data.batch_ramp_steps}: give both, or neither"
+        )
+    if data.batch_tokens_start is None:
+        return
+    if not data.max_length <= data.batch_tokens_start <= data.batch_tokens:
+        raise ConfigError(
+            f"data.batch_tokens_start = {data.batch_tokens_start}; allowed: from data.max_length = {data.max_length} "
+            f"to data.batch_tokens = {data.batch_tokens}"
+        )
+    if data.replay:
+        raise ConfigError("data.batch_tokens_start with data.replay: the two parts of a step do not rise together; leave one of them out")
+    if train.num_epochs is not None or (train.max_steps is None and train.max_tokens is None and train.max_minutes is None):
+        raise ConfigError("data.batch_tokens_start: epochs have more steps while it rises; give the budget in steps, tokens or minutes")
 
 
 def check_general(recipe: Recipe) -> None:
@@ -261,13 +286,20 @@ def token_counts(recipe: Recipe, store: TokenStore, device_type: str, *, num_spe
     windows = -(-store.lengths // (data.max_length - num_special))
     # a corpus that is smaller than a step is one pack, not filled up with padding beyond the next round number
     whole = -(-(store.num_tokens + num_special * int(windows.sum())) // 64) * 64
+    start = data.batch_tokens_start or data.batch_tokens
+    if whole <= data.batch_tokens and start < data.batch_tokens:
+        raise ConfigError(
+            f"data.batch_tokens_start = {start}: the whole corpus has {whole:,} tokens, no more than a step (data.batch_tokens = "
+            f"{data.batch_tokens}); lower that"
+        )
     if whole <= data.batch_tokens:
         whole = max(whole, data.max_length)
         return whole, whole
     if data.micro_tokens is not None:
         return data.batch_tokens, data.micro_tokens
-    limit = max(MICRO_TOKENS.get(device_type, 8192), data.max_length)
-    passes = next(n for n in range(1, data.batch_tokens + 1) if data.batch_tokens % n == 0 and data.batch_tokens // n <= limit)
+    limit = min(max(MICRO_TOKENS.get(device_type, 8192), data.max_length), start)
+    common = math.gcd(data.batch_tokens, start)  # a pass divides both
+    passes = data.batch_tokens // next(common // n for n in range(1, common + 1) if common % n == 0 and common // n <= limit)
     if data.batch_tokens // passes < data.max_length:
         raise ConfigError(f"data.batch_tokens = {data.batch_tokens} has no divisor from data.max_length to {limit}; set data.micro_tokens")
     return data.batch_tokens, data.batch_tokens // passes
@@ -296,7 +328,7 @@ def claim(output: str | Path) -> Path:
     folder = Path(output).expanduser()
     if folder.is_file():
         raise CheckpointError(f"'{folder}' is a file; name a folder for the run")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != "config.toml.partial" for path in folder.iterdir()):  # of one that was killed at once
         if (folder / "config.toml").is_file():
             raise CheckpointError(f"'{folder}' already holds a run; go on with it (`unmask resume {folder}`), or choose another name")
         raise CheckpointError(f"'{folder}' exists and is not empty; choose another name for the run")

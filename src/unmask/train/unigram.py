@@ -12,6 +12,7 @@ import torch
 from ..data.batch import PackedBatch
 from ..data.store import TokenStore
 from .heldout import numbers
+from .sharded import like, whole
 
 NEAR = 0.97  # a loss above this share of the unigram loss is on the plateau
 PATIENCE = 0.2  # share of the budget before which nothing is said
@@ -63,7 +64,9 @@ def start_at_frequencies(model: Any, counts: np.ndarray) -> None:
     if bias is not None:
         log_probs = np.log(counts + 1.0) - math.log(float(counts.sum()) + len(counts))
         with torch.no_grad():
-            bias[: len(counts)] = torch.from_numpy(log_probs).to(bias)
+            values = whole(bias.detach()).clone()
+            values[: len(counts)] = torch.from_numpy(log_probs).to(values)
+            bias.copy_(like(values, bias))
 
 
 class Plateau:
