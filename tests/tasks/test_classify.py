@@ -16,7 +16,7 @@ from unmask.tasks.classify import Classifier
 from unmask.tasks.classify_training import ClassifyObjective, ClassifyOptions
 from unmask.tasks.encode import Frame
 
-SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 32, "learning_rate": 1e-2}
+SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "hide_prob": 0.0}
 LONG = "The nurse helps the doctor in the hospital today . " * 40
 
 

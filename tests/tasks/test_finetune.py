@@ -16,7 +16,7 @@ from unmask.tasks.finetune import make_recipe
 from unmask.tasks.kinds import task
 from unmask.train.loop import TrainState, accumulate
 
-SMALL = {"device": "cpu", "precision": "fp32", "log_steps": 1, "batch_size": 16, "max_length": 32, "learning_rate": 1e-2}
+SMALL = {"device": "cpu", "precision": "fp32", "log_steps": 1, "batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "hide_prob": 0.0}
 WHOLE = {**SMALL, "max_steps": 40, "eval_steps": 20, "save_steps": 20}
 
 
@@ -241,3 +241,19 @@ def test_training_is_what_the_stock_model_with_its_own_loss_does(tiny_bert, labe
         losses.append(float(loss))
     records = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in records if "event" not in record] == pytest.approx(losses, rel=1e-3, abs=1e-5)
+
+
+def test_a_share_of_the_tokens_is_masked_unless_it_is_said_otherwise(tiny_bert, labelled_file, tmp_path):
+    """Never the special ones; as in pre-training where nothing is said."""
+    kept = {**SMALL}
+    del kept["hide_prob"]
+    for given, want in (({}, 0.15), ({"hide_prob": 0.5}, 0.5), ({"hide_prob": 0.0}, 0.0)):
+        folder = tmp_path / str(want)
+        folder.mkdir()
+        objective = task("classify").make(make_recipe("classify", tiny_bert, labelled_file, **kept, **given), folder, say=print)
+        batches = [batch for step in range(objective.loader.steps_per_epoch()) for batch in objective.loader.batch(step)]
+        ids = torch.cat([batch.input_ids[0, : batch.num_tokens] for batch in batches])
+        special = torch.isin(ids, torch.tensor([objective.tokenizer.cls_token_id, objective.tokenizer.sep_token_id]))
+        assert special.sum() == 2 * len(objective.data.train)
+        share = (ids[~special] == objective.tokenizer.mask_token_id).float().mean().item()
+        assert share == pytest.approx(want, abs=0.05)

@@ -23,7 +23,7 @@ from unmask.tasks.qa_data import Gold, QuestionItem
 from unmask.tasks.qa_windows import Tokens, best_spans, borders, neighbours, overlapping, read_tokens
 from unmask.train.loop import TrainState, accumulate
 
-SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 48, "learning_rate": 1e-2}
+SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 48, "learning_rate": 1e-2, "hide_prob": 0.0}
 WHERE, WHEN = "Where is the help?", "When is the help?"
 EVENT = "The nurse helps the doctor in the harbour today."
 FILLER = "The judge calls the lawyer. The teacher asks the student. "

@@ -34,6 +34,7 @@ from .findings import Findings
 from .predictor import USUAL, Predictor, Scores
 from .recipe import TaskData, TaskRecipe, by_size
 
+HIDE_PROB = 0.15  # as in pre-training
 DATA = "data.json"  # in the run's folder: what was trained on, and a hash of it
 TOLD = ("error", "warning")
 
@@ -173,13 +174,15 @@ class TaskObjective(Objective):
 
         Raises: ConfigError for a tokenizer without one.
         """
-        if not recipe.data.hide_prob:
+        mask_id, given = self.tokenizer.mask_token_id, recipe.data.hide_prob
+        if given and mask_id is None:
+            raise ConfigError(f"data.hide_prob = {given}: '{recipe.base_model}' has no mask token; leave it 0")
+        share = (HIDE_PROB if mask_id is not None else 0.0) if given is None else given
+        if not share:
             return {}
-        if self.tokenizer.mask_token_id is None:
-            raise ConfigError(f"data.hide_prob = {recipe.data.hide_prob}: '{recipe.base_model}' has no mask token; leave it 0")
         can_hide = np.ones(len(self.tokenizer), dtype=bool)
         can_hide[self.tokenizer.all_special_ids] = False
-        return {"hide_prob": recipe.data.hide_prob, "mask_id": self.tokenizer.mask_token_id, "can_hide": can_hide}
+        return {"hide_prob": share, "mask_id": mask_id, "can_hide": can_hide}
 
     @classmethod
     def make(cls, recipe: TaskRecipe, folder: Path, *, model_folder: Path | None = None, say: Callable[[str], None]) -> TaskObjective:

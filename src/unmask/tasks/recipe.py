@@ -35,15 +35,15 @@ class TaskData:
     max_length: int | None = None  # tokens in a window, special ones included; unset: what the model has, at most 512
     batch_size: int = 32  # examples in a step
     micro_tokens: int | None = None  # tokens in one pass through the model; found by itself when memory runs out
-    hide_prob: float = 0.0  # share of the tokens that are masked while it trains, so that less is learnt by heart; for few examples
+    hide_prob: float | None = None  # share of tokens masked in training, so that less is learnt by heart; unset: 0.15 (0: no mask token)
 
     def __post_init__(self) -> None:
         for name in ("max_length", "batch_size", "micro_tokens"):
             value = getattr(self, name)
             if value is not None and value < (8 if name == "max_length" else 1):
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from {8 if name == 'max_length' else 1}")
-        if not 0 <= self.hide_prob < 1:
-            raise ConfigError(f"data.hide_prob = {self.hide_prob!r}; allowed: a share from 0 and below 1 (0.15 is a good deal)")
+        if self.hide_prob is not None and not 0 <= self.hide_prob < 1:
+            raise ConfigError(f"data.hide_prob = {self.hide_prob!r}; allowed: a share from 0 and below 1 (0.15 is usual)")
         if not 0 < self.dev_share < 1:
             raise ConfigError(f"data.dev_share = {self.dev_share!r}; allowed: a share above 0 and below 1 (0.1 is usual)")
 
