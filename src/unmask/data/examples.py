@@ -13,10 +13,12 @@ import numpy as np
 
 from ..errors import DataError
 from ..rng import rng, uniforms
-from .plan import ROUND, deal
+from .plan import deal
 
 if TYPE_CHECKING:
     from .batch import PackedBatch
+
+ROUND = 16  # a pack is filled up to a multiple of so many tokens: kernels are made once a shape; of 600 tokens more cost more than these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class ExampleLoader:
         return [*parts, segments[first:]]
 
     def pack(self, segments: np.ndarray, epoch: int = 0) -> PackedBatch:
-        """Return segments as one pack, their examples' numbers in `documents`, filled up to a multiple of 64 tokens."""
+        """Return segments as one pack, their examples' numbers in `documents`, filled up to a multiple of 16 tokens."""
         import torch
 
         from .batch import PackedBatch

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import RunError
+from . import dropout as dropouts
 from . import tail
 
 PACKED = "unmask_packed"
@@ -50,7 +51,7 @@ class Segments:
         while start < len(order):
             longest = lengths[order[start]]
             # a group ends where padding would cost more than the call that one group more costs
-            stop = start + int(np.searchsorted(-lengths[order[start:]], -max(longest * 3 // 4, longest - 16) + 1))
+            stop = start + int(np.searchsorted(-lengths[order[start:]], -max(longest * 3 // 5, longest - 24) + 1))
             stop = max(stop, start + 1)
             members = order[start:stop]
             steps = np.arange(longest)
@@ -144,23 +145,26 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, heads: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, heads: int, dropout: float) -> Tensor:
         scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
         if mask is not None:
             scores.view(-1, heads, *scores.shape[1:]).add_(mask)
         weights = torch.softmax(scores, -1)
-        ctx.save_for_backward(q, k, v, weights)
+        noise = dropouts.noise(weights.shape, dropout, weights.dtype) if dropout else None
+        ctx.save_for_backward(q, k, v, weights, noise)
         ctx.scale = scale
-        return torch.bmm(weights, v)
+        return torch.bmm(weights if noise is None else weights * noise, v)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q, k, v, weights = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, noise = ctx.saved_tensors
         grad = grads[0]
-        dv = torch.bmm(weights.transpose(1, 2), grad)
+        dv = torch.bmm((weights if noise is None else weights * noise).transpose(1, 2), grad)
         dweights = torch.bmm(grad, v.transpose(1, 2))
+        if noise is not None:
+            dweights.mul_(noise)
         dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
-        return torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q), dv, None, None, None
+        return torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q), dv, None, None, None, None
 
 
 def packed_attention(
@@ -205,13 +209,13 @@ def _attend_cpu(
     outputs = []
     for group, (_, count, length) in enumerate(segments.blocks):
         mask = segments.mask(group, query.dtype, window)
-        if dropout > 0 or length > LONG or (length >= FUSED and query.dtype == torch.float32 and not torch.is_grad_enabled()):
+        if length > LONG or (length >= FUSED and query.dtype == torch.float32 and not torch.is_grad_enabled()):
             fq, fk, fv = (x[group].view(count, heads, length, size) for x in (q, k, v))
             fused = F.scaled_dot_product_attention(fq, fk, fv, attn_mask=mask, dropout_p=dropout, scale=scale)
             outputs.append(fused.reshape(-1, size))
         else:
             blocks = (x[group].view(count * heads, length, size) for x in (q, k, v))
-            outputs.append(_Attend.apply(*blocks, mask, scale, heads).view(-1, size))
+            outputs.append(_Attend.apply(*blocks, mask, scale, heads, dropout).view(-1, size))
     return _Scatter.apply(torch.cat(outputs), scatter).view(1, -1, heads, size)
 
 
@@ -252,6 +256,7 @@ def enable_packing(model: PreTrainedModel) -> bool:
     if possible:
         model.set_attn_implementation(PACKED)
         tail.install(model)
+        dropouts.install(model)
     return possible
 
 
