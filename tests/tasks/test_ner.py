@@ -18,7 +18,7 @@ from unmask.tasks.ner_decode import Grammar, decode
 from unmask.tasks.ner_scores import Entities, pair
 from unmask.tasks.ner_tags import as_bio, chunks, labels_of, legal, parse
 
-SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 32, "learning_rate": 1e-2}
+SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "hide_prob": 0.0}
 PEOPLE, PLACES = ["nurse", "doctor", "judge"], ["hospital", "court", "harbour"]
 
 
@@ -230,3 +230,44 @@ def test_a_model_whose_labels_are_no_tags(tiny_bert):
     model = with_new_head(tiny_bert, "token_classification", labels=["O", "B-a", "what"], seed=0)
     with pytest.raises(TaskError, match="'what' is no tag"):
         Tagger(model, unmask.load_tokenizer(tiny_bert))
+
+
+def test_entities_that_share_a_piece_are_counted(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    from unmask.tasks.finetune import make_recipe
+    from unmask.tasks.kinds import task
+
+    tokenizer = unmask.train_tokenizer(["東京大阪 京都"] * 20, kind="bpe", vocab_size=300)
+    assert len(tokenizer.tokenize("東京大阪")) == 1  # one piece, of four words to us
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"text": "東京大阪", "spans": [[0, 2, "LOC"], [2, 4, "LOC"]]}, {"text": "京都", "spans": [[0, 2, "LOC"]]}] * 20
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    recipe = make_recipe("ner", tmp_path / "model", tmp_path / "a.jsonl", dev=tmp_path / "a.jsonl", **SMALL)
+    objective = task("ner").make(recipe, tmp_path, say=print)
+    found = {finding.code: finding.count for finding in objective.data.findings if finding.level == "warning"}
+    assert found["shared_piece"] == 20 and objective.loader.examples.labels.tolist() == [1, 1, 2] * 20
+
+
+def test_tags_as_numbers_are_those_of_the_training_files(tiny_bert, tmp_path):
+    names = ["I-who", "B-where", "O", "B-who"]  # in an order that is not the model's
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    rows = [{"tokens": words, "ner_tags": [names.index(tag) for tag in tags]} for words, tags in sentences(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {**SMALL, "label_names": str(tmp_path / "names.txt"), "max_steps": 2}
+    run = unmask.finetune("ner", tiny_bert, tmp_path / "a.jsonl", output=tmp_path / "run", **options)
+    with_numbers = unmask.evaluate(run.folder, tmp_path / "a.jsonl")
+    with_names = unmask.evaluate_task(run.folder, write(tmp_path / "a.conll", sentences(40)))
+    assert with_numbers["f1"] == with_names["f1"] and with_numbers.metrics["per_type"] == with_names.metrics["per_type"]
+    assert any("0 is I-who" in finding["text"] for finding in with_numbers.metrics["findings"])
+
+
+def test_evaluate_takes_models_of_both_kinds(finished, tmp_path):
+    path = write(tmp_path / "a.conll", sentences(5))
+    assert unmask.evaluate(finished.folder, path).metrics == unmask.evaluate_task(finished.folder, path).metrics
+    with pytest.raises(ConfigError, match="fine-tuned for a task, and measured on labelled data; policy, views: leave it out"):
+        unmask.evaluate(finished.folder, path, policy="mask", views=2)
+    with pytest.raises(ConfigError, match="labelled data; none is named"):
+        unmask.evaluate(finished.folder)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.errors import DataError
+from unmask.tasks.classify_data import read_names
 from unmask.tasks.doctor import doctor
 from unmask.tasks.ner_conlleval import conlleval
 from unmask.tasks.ner_data import read_tagged, words_of
@@ -153,7 +154,7 @@ def test_tags_as_numbers_need_names(tmp_path):
     path, names = tmp_path / "a.jsonl", tmp_path / "names.txt"
     path.write_text(json.dumps({"tokens": ["A", "b"], "ner_tags": [1, 0]}) + "\n", encoding="utf-8")
     names.write_text("O\nB-PER\n", encoding="utf-8")
-    (item,), _ = read_tagged(str(path), TaskData(), names=str(names))
+    (item,), _ = read_tagged(str(path), TaskData(), names=read_names(names))
     assert item.entities == ((0, 1, "PER"),)
     with pytest.raises(DataError, match="label_names=FILE"):
         read_tagged(str(path), TaskData())

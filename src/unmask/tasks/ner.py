@@ -17,6 +17,7 @@ from .ner_data import TaggedText, of_words, read_tagged, words_of
 from .ner_decode import Grammar, decode
 from .ner_scores import Entities
 from .ner_tags import Scheme, Span, parse
+from .ner_write import conll
 from .predictor import Predictor, Scores
 
 if TYPE_CHECKING:
@@ -180,6 +181,10 @@ class Tagger(Predictor):
             parts += [text[at : one["start"]], f"[{one['text']}]({one['label']} {one['score']:.2f})"]
             at = one["end"]
         return " ".join("".join([*parts, text[at:]]).split())
+
+    def conll(self, line: Mapping[str, Any]) -> str:
+        """Return a line of predictions.jsonl in columns as CoNLL has them, in the model's own scheme; `ner_write.conll` writes others."""
+        return conll(line, self.scheme)
 
     def score(self, items: Sequence[TaggedText], results: Sequence[Tagged]) -> Scores:
         """Return the numbers of results beside the entities of the items.

@@ -15,7 +15,7 @@ from ..data.text import expand, suffix_format
 from ..data.text import read as read_texts
 from ..data.words import _NO_SPACES
 from ..errors import DataError
-from .classify_data import IDS, read_names
+from .classify_data import IDS
 from .findings import Findings
 from .ner_tags import Span, as_bio, chunks, legal, parse, scheme_of
 
@@ -65,16 +65,15 @@ def of_words(words: Sequence[str], spans: Iterable[Span] | None = None, *, id: s
 
 
 def read_tagged(
-    sources: Sequence[str] | str, data: TaskData, *, names: str | None = None, labelled: bool = True
+    sources: Sequence[str] | str, data: TaskData, *, names: Sequence[str] | None = None, labelled: bool = True
 ) -> tuple[list[TaggedText], Findings]:
-    """Return the texts of files that can be used, and what is wrong with the others.
+    """Return the texts of files that can be used, and what is wrong with the others; `names` are those of tags that stand as numbers.
 
     Raises: DataError for files that cannot be read.
     """
     if data.format is not None and labelled and data.format not in FORMATS:
         raise DataError(f"format = {data.format!r}; texts with entities are read as {', '.join(FORMATS)}")
     findings, items = Findings(), []
-    table = None if names is None else read_names(names)
     for source in expand(sources, format=data.format):
         kind = data.format or {"jsonl": "jsonl", "csv": "csv", "md": "txt", "rst": "txt"}.get(suffix_format(source.path) or "", "conll")
         if not labelled and data.format is None and suffix_format(source.path) == "txt":
@@ -82,7 +81,7 @@ def read_tagged(
         if kind == "conll":
             items += _tagged(_conll(source.path, data, findings, labelled=labelled), findings, labelled=labelled)
         elif kind in ("jsonl", "spans") or (kind == "csv" and not labelled):
-            items += _rows(source.path, data, findings, table, "csv" if kind == "csv" else "jsonl", labelled=labelled)
+            items += _rows(source.path, data, findings, names, "csv" if kind == "csv" else "jsonl", labelled=labelled)
         elif not labelled:
             found = read_texts([source.path], format=data.format, text_column=data.text_column or "text", encoding=data.encoding)
             items += [TaggedText(one.text, words_of(one.text), None, one.id, one.id) for one in found]
@@ -148,7 +147,7 @@ def _column(path: str, name: str | None, width: int, flag: str, usual: int) -> i
     return int(name)
 
 
-def _rows(path: str, data: TaskData, findings: Findings, names: list[str] | None, kind: str, *, labelled: bool) -> list[TaggedText]:
+def _rows(path: str, data: TaskData, findings: Findings, names: Sequence[str] | None, kind: str, *, labelled: bool) -> list[TaggedText]:
     sentences: list[Sentence] = []
     items: list[TaggedText] = []
     for row in read_rows([path], format=kind, encoding=data.encoding):
@@ -177,6 +176,7 @@ def _rows(path: str, data: TaskData, findings: Findings, names: list[str] | None
         elif any(isinstance(tag, int) for tag in tags or ()):
             if names is None:
                 raise DataError(f"{where}: tags are numbers; name them in a file, one a line: -s options.label_names=FILE")
+            findings.add("note", "numbers", f"tags are numbers: 0 is {names[0]}, {len(names) - 1} is {names[-1]}", count=0)
             if all(isinstance(tag, int) and 0 <= tag < len(names) for tag in tags or ()):
                 sentences.append((name, where, words, [names[tag] for tag in tags or ()]))
             else:
@@ -251,6 +251,8 @@ def _spans(
             findings.add("warning", "misaligned", "span begins or ends inside a word: all of the word is learnt, the span cannot be found",
                          f"{where}: {text[start:stop]!r}")  # fmt: skip
         found.append((start, stop, kind))
+    if len(set(found)) < len(found):
+        findings.add("warning", "span_twice", "span stands twice in its text; taken once", where, len(found) - len(set(found)))
     found = sorted(set(found))
     if any(two[0] < one[1] for one, two in itertools.pairwise(found)):
         findings.add("error", "overlap", "spans overlap, which tags cannot say; keep one of them", where)

@@ -13,7 +13,7 @@ import torch
 from ..data.clean import content_hash
 from ..data.examples import Examples
 from ..errors import DataError
-from .classify_data import balanced_weights
+from .classify_data import balanced_weights, read_names
 from .findings import Findings
 from .losses import LossOptions, cross_entropy, label_weights
 from .ner import Tagger
@@ -46,12 +46,12 @@ class NerObjective(TaskObjective):
     @classmethod
     def read(cls, sources: Sequence[str], data: TaskData, options: NerOptions) -> tuple[list[TaggedText], Findings]:
         """Return the texts of files with their entities."""
-        return read_tagged(sources, data, names=options.label_names)
+        return read_tagged(sources, data, names=tag_names(options))
 
     @classmethod
     def read_for(cls, predictor: Tagger, data: TaskData) -> tuple[list[TaggedText], Findings]:
-        """Return the texts of files whose types of entities the model has."""
-        items, findings = read_tagged(data.sources, data)
+        """Return the texts of files whose types of entities the model has; tags that stand as numbers are those of its training files."""
+        items, findings = read_tagged(data.sources, data, names=predictor.settings.get("tag_names", predictor.labels))
         unknown(items, set(predictor.types), findings, f"none of the model's: {', '.join(predictor.types[:20])}")
         return items, findings
 
@@ -77,7 +77,10 @@ class NerObjective(TaskObjective):
         for kind, count in counts.items():
             if count < 5:
                 findings.add("warning", "rare_type", "type has fewer than 5 entities to train on", f"{kind!r}: {count}")
-        return Spec(labels_of(sorted(known), options.scheme), {}, {"scheme": "bio" if options.scheme == "bio" else "bioes"})
+        settings: dict[str, Any] = {"scheme": "bio" if options.scheme == "bio" else "bioes"}
+        if options.label_names is not None:
+            settings["tag_names"] = tag_names(options)
+        return Spec(labels_of(sorted(known), options.scheme), {}, settings)
 
     @classmethod
     def describe(cls, data: Data) -> dict[str, Any]:
@@ -105,12 +108,15 @@ class NerObjective(TaskObjective):
         labels = np.full(len(rows), IGNORED, np.int64)
         for place, item in enumerate(items):
             part = slice(starts[place], starts[place + 1])
-            labels[part] = self._tags(rows[part], item.entities or ())
+            labels[part], lost = self._tags(rows[part], item.entities or ())
+            if lost:
+                text = "entity is in one piece of the model's vocabulary with another, or in none: it is not learnt from"
+                self.data.findings.add("warning", "shared_piece", text, item.where, lost)
         self.weights = self.tag_weights(items)
         return replace(examples, labels=labels)
 
-    def _tags(self, rows: np.ndarray, entities: Sequence[Span]) -> list[int]:
-        """Return the number of the tag of each row of a text."""
+    def _tags(self, rows: np.ndarray, entities: Sequence[Span]) -> tuple[list[int], int]:
+        """Return the number of the tag of each row of a text, and how many entities have none."""
         is_first = rows[:, 2] > 0
         words = rows[is_first]
         spans: list[Span] = []
@@ -131,7 +137,7 @@ class NerObjective(TaskObjective):
                     letter = {"B": "I", "S": "E", "U": "L"}.get(tag[0], tag[0])
                     tag = letter + tag[1:]
                 found.append(self.number[tag])
-        return found
+        return found, len(entities) - len(spans)
 
     def tag_weights(self, items: Sequence[TaggedText]) -> torch.Tensor:
         """Return the weight of each tag, (L,)."""
@@ -151,6 +157,11 @@ class NerObjective(TaskObjective):
         """Return the summed loss of the rows of a batch."""
         loss = cross_entropy(logits, batch.labels.clamp(min=0), self.options.gamma)
         return (loss * self.row_weights(batch.labels)).sum()
+
+
+def tag_names(options: NerOptions) -> list[str] | None:
+    """Return what tags are called that stand as numbers; None where that is not said."""
+    return None if options.label_names is None else read_names(options.label_names)
 
 
 def types(items: Sequence[TaggedText]) -> dict[str, int]:
