@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .recipe import TaskData
 
 Text = str | tuple[str, str] | TextItem
+BEST = {"single": "macro_f1", "multi": "macro_average_precision", "regression": "root_mean_squared_error"}
 PROBLEMS = {"single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression"}
 
 
@@ -72,6 +73,7 @@ class Classifier(Predictor):
         self.thresholds = np.array(self.settings.get("thresholds") or [0.5] * len(self.labels))
         self.window_pooling = self.settings.get("window_pooling", "mean")
         self.number = {label: row for row, label in enumerate(self.labels)}
+        self.best = BEST[self.problem], self.problem != "regression"
 
     @overload
     def predict(self, texts: str) -> Classified: ...  # type: ignore[overload-overlap]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..data.examples import Examples
 from ..errors import ConfigError, DataError
 from . import tuning
-from .classify import PROBLEMS, Classified, Classifier
+from .classify import BEST, PROBLEMS, Classified, Classifier
 from .classify_data import TextItem, balance, balanced_weights, check, in_order, named, number, parted, problem_of, read_items, read_names
 from .findings import Findings
 from .losses import LossOptions, cross_entropy, label_weights
@@ -21,7 +21,6 @@ from .objective import Data, Spec, TaskObjective
 from .predictor import Predictor
 from .recipe import TaskData, TaskRecipe
 
-BEST = {"single": "macro_f1", "multi": "macro_average_precision", "regression": "root_mean_squared_error"}
 LOWER = ("log_loss", "hamming_loss", "expected_calibration_error", "mean_squared_error", "root_mean_squared_error", "mean_absolute_error")
 METRICS = (
     "accuracy", "macro_f1", "weighted_f1", "micro_f1", "matthews_correlation", "auroc", "macro_auroc", "macro_average_precision",
@@ -104,7 +103,7 @@ class ClassifyObjective(TaskObjective):
                      "label is not a number, which regression asks for")  # fmt: skip
             if len({item.label for item in train}) < 2:
                 raise DataError("every training example has the same number: there is nothing to learn; give others too")
-            check(train, dev, findings, given_dev=given_dev)
+            check(train, dev, findings, given_dev=given_dev, numbers=True)
             return Spec(["value"], config, settings)
         train[:], dev[:] = parted(train, separator), parted(dev, separator)
         if problem == "single":
@@ -161,7 +160,7 @@ class ClassifyObjective(TaskObjective):
         examples = self.predictor.encode(items)
         targets = self.predictor.targets(items)
         # a text counts once, into however many windows it is cut
-        self.share = torch.from_numpy(1.0 / np.bincount(examples.example, minlength=len(items))).float()
+        self.parts = torch.from_numpy(1.0 / np.bincount(examples.example, minlength=len(items))).float()
         self.weights = self.label_weights(items)
         return Examples(
             input_ids=examples.input_ids, bounds=examples.bounds, example=examples.example, label_positions=examples.label_positions,
@@ -197,7 +196,7 @@ class ClassifyObjective(TaskObjective):
     def row_weights(self, batch: Any) -> torch.Tensor:
         """Return the share of its text that each row has, (N,)."""
         real = batch.documents[batch.documents >= 0]
-        return self.share[real].to(batch.labels.device)
+        return self.parts[real].to(batch.labels.device)
 
     def count(self, batch: Any) -> float:
         """Return how many texts a batch holds; with class weights, the weight of them, as cross-entropy with weights divides by it."""
