@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +109,9 @@ def matmul_rate(seconds: float = 1.0) -> float:
     """Return the machine's bf16 matrix-product rate in FLOP/s, on the shape of the model's feed-forward product."""
     import torch
 
-    a, b = torch.randn(4096, 1024, dtype=torch.bfloat16), torch.randn(1024, 1024, dtype=torch.bfloat16)
-    best, end = float("inf"), time.perf_counter() + seconds
-    rates = []
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        torch.nn.functional.linear(a, b)
-        best = min(best, time.perf_counter() - start)
-        rates.append(2 * 4096 * 1024 * 1024 / (time.perf_counter() - start))
-    return statistics.median(rates)
+    from unmask.train.precision import matmul_rate as rate
+
+    return rate("cpu", torch.bfloat16, seconds)
 
 
 def throughput(kind: str, tokenizer, args: argparse.Namespace, work: Path) -> dict:

@@ -22,6 +22,7 @@ _PUBLIC = {
     "pretrain": "evaluate.runs",
     "adapt": "evaluate.runs",
     "resume": "evaluate.runs",
+    "plan": "train.plan",
     "status": "train.status",
     "finetune": "evaluate.tasks",
     "evaluate_task": "evaluate.tasks",
@@ -39,6 +40,7 @@ _PUBLIC = {
     "Scorer": "evaluate.pll",
     "score": "evaluate.pll",
     "cloze": "evaluate.cloze",
+    "Cluster": "cluster.ray",
     "facts": "evaluate.cloze",
     "minimal_pairs": "evaluate.minimal_pairs",
 }

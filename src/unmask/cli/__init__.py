@@ -26,6 +26,7 @@ VERBS = {
     "pretrain": ("train", "Pre-train a masked language model from scratch."),
     "adapt": ("train", "Continue the pre-training of an existing model on the text of a domain."),
     "resume": ("train", "Go on with an interrupted run, exactly where it stood."),
+    "plan": ("plan", "Say what a run takes of memory, disk and time, on devices that may be elsewhere."),
     "status": ("status", "Say how a run stands, while another process is at it or after."),
     "doctor": ("doctor", "Look at labelled data: what is wrong with it, before anything is trained on it."),
     "finetune": ("finetune", "Fine-tune a model for a task: classify, ner."),

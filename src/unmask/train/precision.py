@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,25 @@ def bf16_speedup(device_type: str) -> float:
     size = 512 if device_type == "cpu" else 2048
     seconds = {dtype: _product_seconds(device_type, dtype, size) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def matmul_rate(device_type: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Return how many floating-point operations a second matrix products reach here, on the shape of a small model's feed-forward product.
+
+    The median over so many seconds: what a run that takes turns with others may hope for.
+    """
+    rows, width = (4096, 1024) if device_type == "cpu" else (16_384, 4096)
+    random = torch.Generator(device_type).manual_seed(0)  # a GPU multiplies ones faster than numbers
+    left, right = (torch.randn(size, width, device=device_type, dtype=dtype, generator=random) for size in (rows, width))
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(rates) < 3:
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        if device_type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(2 * rows * width * width / (time.perf_counter() - start))
+    return statistics.median(rates)
 
 
 def _product_seconds(device_type: str, dtype: torch.dtype, size: int) -> float:
