@@ -134,7 +134,7 @@ def about(kept: Mapping[str, Any]) -> Iterator[str]:
         yield "- (not measured yet)"
         return
     hardware, corpus = run["hardware"], run["corpus"]
-    device = ", ".join(hardware["cuda"]) if hardware.get("cuda") else f"{hardware['num_threads']} thread of an {hardware['cpu']} CPU"
+    device = ", ".join(hardware["cuda"]) if hardware.get("cuda") else f"{hardware['num_threads']} thread(s) of a CPU ({hardware['cpu']})"
     train = corpus.get("train", {})
     yield (
         f"- {run['parameters'] / 1e6:.2f}M parameters, embeddings included: {run['num_hidden_layers']} layers x {run['hidden_size']}, "

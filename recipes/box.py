@@ -50,15 +50,16 @@ def ship(run: Path, data: list[Path], folder: Path, results: Path, max_tokens: i
     tokenizer = load_tokenizer(source)
     model = load_model(source, tokenizer=tokenizer)
     text = open_text(data, tokenizer, max_tokens=max_tokens)
-    requests = sequences(text, None)
-    engines = {"fp32": Engine(model), **{name: Engine(rounded(model, kind)) for name, kind in TYPES.items()}}
+    models = {"fp32": model, **{name: rounded(model, kind) for name, kind in TYPES.items()}}
+    engines = {name: Engine(one) for name, one in models.items()}
+    requests = sequences(text, engines["fp32"].max_length)
     apart = {name: agreement(engines["fp32"], engines[name], requests) for name in TYPES}
     chosen = min(TYPES, key=lambda name: apart[name].max_difference)
     order = ["fp32", *(name for name in TYPES if name != chosen), chosen]
     found, change, masks = quality({name: engines[name] for name in order}, text, say)
     storage = {
         "chosen": chosen, "text": [path.name for path in data], **masks, "accuracy_change": change, "agreement": {},
-        "numbers": {name: {key: found[name].point[key] for key in NUMBERS} for name in order},
+        "numbers": {name: {key: found[name][key] for key in NUMBERS} for name in order},
     }  # fmt: skip
     for name, one in apart.items():
         storage["agreement"][name] = asdict(one)
@@ -69,7 +70,7 @@ def ship(run: Path, data: list[Path], folder: Path, results: Path, max_tokens: i
         raise GateError("bf16 answers more like fp32 than fp16 does: some weights are beyond what fp16 holds; look at them first")
     with tempfile.TemporaryDirectory(prefix="box-", dir=folder.parent) as work:
         made = Path(work) / "model"
-        save_model(engines[chosen].model.to(TYPES[chosen]), tokenizer, made)
+        save_model(load_model(source, tokenizer=tokenizer).to(TYPES[chosen]), tokenizer, made)  # type: ignore[arg-type]
         settings = json.loads((made / "config.json").read_text(encoding="utf-8"))
         (made / "config.json").write_text(json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (made / "model.safetensors").chmod(0o644)
@@ -124,8 +125,9 @@ def untrained(run: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     torch.manual_seed(0)
-    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"), dtype=torch.float32)
-    save_model(model, load_tokenizer(run / "model"), folder)
+    source = run / "model" if (run / "model").is_dir() else run
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
+    save_model(model, load_tokenizer(source), folder)
     say(f"written to {folder}")
 
 
@@ -135,7 +137,7 @@ def say(text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run (with --untrained, also one of its checkpoints)")
     parser.add_argument("--data", type=Path, nargs="+", help="held-out text, for what sixteen bits lose")
     parser.add_argument("--untrained", type=Path, help="write an untrained model into this folder, and no more")
     parser.add_argument("--output", type=Path, default=box.FOLDER)

@@ -11,11 +11,11 @@ from typing import Any
 from ..box import box_model
 from ..data.text import read
 from ..errors import CheckpointError, DataError
+from .page import read_json
+from .report_demo import ADAPTED, MARK, beside
+from .report_run import EXAMPLES
 
 TEXT = "documentation.jsonl"
-MARK = "demo.json"
-EXAMPLES = "examples.json"
-ADAPTED = "adapted"
 # what a few minutes on two cores can learn most with: a small vocabulary makes a small head
 SETTINGS: dict[str, Any] = {
     "vocab_size": 8192, "max_length": 128, "batch_tokens": 2048,  # twice the steps of 4,096 in the same minutes
@@ -47,6 +47,7 @@ def demo(
     Raises: CheckpointError where OUTPUT holds something that is no demo.
     """
     from ..train.run import pretrain
+    from ..train.runlog import finite
     from .report import write
 
     folder = Path(output).expanduser()
@@ -69,9 +70,8 @@ def demo(
     metrics = run.metrics
     if run.interrupted:
         return {**metrics, "interrupted": True}
-    models = {"from_scratch": run.model}
     try:
-        models = {"box": box_model(), ADAPTED: folder / ADAPTED / "model", **models}
+        box_model()
     except CheckpointError as error:
         say(f"no more than the model from scratch is shown: {error}")
     else:
@@ -80,14 +80,13 @@ def demo(
         if more.get("interrupted"):
             return {**metrics, "interrupted": True}
         say("comparing the three on the same words")
-        metrics = {**metrics, **more, "words": together(folder / "corpus" / "heldout.jsonl", models)}
-        text_of = json.dumps({**mark, **{name: metrics[name] for name in (*more, "words")}}, indent=1, ensure_ascii=False)
-        (folder / MARK).write_text(text_of + "\n", encoding="utf-8")
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    examples = filled(folder / "corpus" / "heldout.jsonl", models)
-    (folder / EXAMPLES).write_text(json.dumps(examples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        more["words"] = together(folder / "corpus" / "heldout.jsonl", {**beside(folder), "from_scratch": run.model})
+        metrics, mark = {**metrics, **more}, {**mark, **more}
+        for name, found in ((MARK, mark), ("metrics.json", metrics)):
+            text_of = json.dumps(finite(found), indent=1, ensure_ascii=False, allow_nan=False)
+            (folder / name).write_text(text_of + "\n", encoding="utf-8")
     write(folder)
-    return {**metrics, "examples": examples}
+    return {**metrics, "examples": read_json(folder / EXAMPLES) or []}
 
 
 def adapted(folder: Path, minutes: float, overrides: Sequence[str]) -> dict[str, Any]:
@@ -137,19 +136,6 @@ def together(heldout: Path, models: dict[str, Path]) -> dict[str, Any]:
         "rows": {name: {metric: one.point[metric] for metric in WORD_DEFINITIONS} for name, one in numbers.items()},
         "differences": differences, "notes": found["box"].notes,
     }  # fmt: skip
-
-
-def filled(heldout: Path, models: dict[str, Path]) -> list[dict[str, Any]]:
-    """Return masked held-out sentences with what each model puts there: `candidates` of the one from scratch, others by their names."""
-    from ..tasks.fill import Filler
-    from .examples import fill_examples, masked_sentences
-
-    fillers = {name: Filler.load(path) for name, path in models.items()}
-    made: list[dict[str, Any]] = [dict(item) for item in masked_sentences(heldout, *(filler.tokenizer for filler in fillers.values()))]
-    for name, filler in fillers.items():
-        for item, answer in zip(made, fill_examples(filler, made), strict=True):
-            item["candidates" if name == "from_scratch" else name] = answer["candidates"]
-    return made
 
 
 def text_beside(folder: Path) -> Path:

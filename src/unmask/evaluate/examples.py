@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,18 @@ def fill_examples(filler: Filler, items: list[dict[str, str]], *, top_k: int = 5
         {**item, "candidates": [{"token": candidate.token, "score": candidate.score} for candidate in (result[0] if len(result) else ())]}
         for item, result in zip(items, filled, strict=True)
     ]
+
+
+def filled_by(heldout: Path, models: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return masked held-out sentences with what each model puts there, `candidates` or whatever else it is called."""
+    from ..tasks.fill import Filler
+
+    fillers = {name: Filler.load(path, device="cpu") for name, path in models.items()}
+    made: list[dict[str, Any]] = [dict(item) for item in masked_sentences(heldout, *(filler.tokenizer for filler in fillers.values()))]
+    for name, filler in fillers.items():
+        for item, answer in zip(made, fill_examples(filler, made), strict=True):
+            item[name] = answer["candidates"]
+    return made
 
 
 def _texts(heldout: Path) -> Iterator[tuple[str, str]]:

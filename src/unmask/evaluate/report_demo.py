@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from ..box import box_model
 from .page import numbers, percent
 
-MARK = "demo.json"
+MARK, ADAPTED = "demo.json", "adapted"
 # in the order in which they are shown
 NAMES = {"box": "the model in the box", "adapted": "the same, adapted", "from_scratch": "from scratch"}
 KEYS = {"box": "box", "adapted": "adapted", "from_scratch": "candidates"}  # of what each puts at a mask, in examples.json
 METRICS = {"masked_word_accuracy": ".1%", "bits_per_byte": ".3f", "masked_word_perplexity": ",.1f"}
 SHOWN = 3
+
+
+def beside(folder: Path) -> dict[str, Path]:
+    """Return the models that a demo sets beside the one from scratch, by name.
+
+    Raises: CheckpointError where the package holds no model any more.
+    """
+    return {"box": box_model(), ADAPTED: folder / ADAPTED / "model"}
 
 
 def section(demo: Mapping[str, Any]) -> str:

@@ -177,12 +177,11 @@ def find_examples(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, A
     heldout = next((place / "heldout.jsonl" for place in places if (place / "heldout.jsonl").is_file()), None)
     if heldout is None or not weights.is_file():
         return []
-    from ..tasks.fill import Filler
-    from .examples import fill_examples, masked_sentences
+    from .examples import filled_by
 
     try:
-        filler = Filler.load(weights.parent, device="cpu")
-        made = fill_examples(filler, masked_sentences(heldout, filler.tokenizer))
+        others = report_demo.beside(folder) if "words" in read_json(folder / report_demo.MARK) else {}
+        made = filled_by(heldout, {**others, "candidates": weights.parent})
     except UnmaskError as error:  # the report is worth having without them
         log.warning("no examples in the report of '%s': %s", folder, error)
         return []
