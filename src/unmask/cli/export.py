@@ -18,16 +18,18 @@ def export(
         bool, typer.Option("--int8", help="In eight bits: a quarter of the size, faster on most CPUs, a little less right.")
     ] = False,
     max_drop: Annotated[
-        float, typer.Option(help="The share of masked accuracy that int8 may lose; it is refused where it loses more.")
+        float, typer.Option(help="What int8 may lose of the masked accuracy, or of a task's own number; it is refused where it loses more.")
     ] = 0.005,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Text to measure on: files, folders, globs, or one packed corpus (its held-out text). A run has its own."),
+        typer.Option(help="Text to measure on (files, folders, a packed corpus), or a task's labelled files. A run has its own."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Measure on documents of so many tokens in all, chosen by hash; 0: on all.")] = 50_000,
     tokenizer: Annotated[str | None, typer.Option(help="The tokenizer, where the model's folder has none.")] = None,
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of labelled files: the column of the label.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Of labelled files: the column of the second text of a pair.")] = None,
     layout: Annotated[str | None, typer.Option(help="Documents of a text file: line, blank (blank lines between), file, or auto.")] = None,
     encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print export.json.")] = False,
@@ -44,9 +46,11 @@ def export(
         named(model), output, to=to, int8=int8, max_drop=max_drop, data=data[0] if data and len(data) == 1 else data, max_tokens=max_tokens,
         tokenizer=tokenizer, log=lambda line: print(line, file=sys.stderr, flush=True),
         format=format, text_column=text_column, layout=layout, encoding=encoding,
+        **{name: value for name, value in (("label_column", label_column), ("pair_column", pair_column)) if value is not None},
     )  # fmt: skip
     if as_json:
         print(json.dumps(found.report, indent=1, ensure_ascii=False))
     else:
         print("\n".join(lines(found.table)))
-    print(f"written to {found.folder}; try: unmask fill {found.folder} 'This is [MASK].'", file=sys.stderr)
+    example = "fill {} 'This is [MASK].'" if found.report["head"] == "ForMaskedLM" else "predict {}"
+    print(f"written to {found.folder}; try: unmask {example.format(found.folder)}", file=sys.stderr)

@@ -7,12 +7,13 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data.manifest import write_manifest
 from ..data.tokenizer import load_tokenizer
 from ..errors import CheckpointError, ConfigError, GateError, require
 from ..evaluate.evaluation import model_folder, run_defaults
@@ -28,6 +29,7 @@ from ..train.card import shown
 from ..train.runlog import cpu_name
 from . import gate
 from .card import card
+from .labelled import Labelled
 from .onnx import export_model
 
 if TYPE_CHECKING:
@@ -66,9 +68,10 @@ def export(
 ) -> Exported:
     """Write a model into a new folder as an ONNX file, once it gives the answers of the model it was made from.
 
-    It is a masked language model, or one that is fine-tuned for a task (in fp32). `int8` is measured on `data` (what `read` takes, or a
-    packed corpus; of a run, by default its own held-out text), at most `max_tokens` of it, and refused where it loses more than `max_drop`
-    of the masked accuracy or is not faster than fp32 with torch and with ONNX Runtime. `log` is told how far it is; the rest is for `read`.
+    It is a masked language model, or one that is fine-tuned for a task. `int8` is measured on `data` (what `read` takes, or a packed
+    corpus, at most `max_tokens` of it; for a task, labelled files; of a run, by default what it has held out), and refused where it loses
+    more than `max_drop` of the masked accuracy, or of the task's own number, or is not faster than fp32 with torch and with ONNX Runtime.
+    `log` is told how far it is; the rest is for `read`, or fields of TaskData.
     Raises: GateError, with what was measured; CheckpointError, ConfigError, DataError, MissingExtra, RunError.
     """
     if to not in FORMATS:
@@ -80,16 +83,19 @@ def export(
     folder = Path(output).expanduser()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CheckpointError(f"'{folder}' exists, and nothing is written over; choose another name, or remove it")
-    if data is None and isinstance(model, (str, Path)):
-        data = run_defaults(model, None).get("data")
-    if data is None and int8:
-        raise ConfigError("int8 is measured on your text before it may be used: name some, --data FILES; or export in fp32")
+    run = Path(model).expanduser() if isinstance(model, (str, Path)) else None
     name, loaded, tokenizer = _load(model, tokenizer)
-    text = None if data is None else open_text(data, tokenizer, max_tokens=max_tokens, **reading)
-    if int8 and not type(loaded).__name__.endswith(MASKED):
-        raise ConfigError(
-            f"int8 is measured on masked tokens, and '{name}' is a {type(loaded).__name__}: what it loses cannot be said; export it in fp32"
-        )
+    kind = next((kind for kind, ending in TASKS.items() if type(loaded).__name__.endswith(ending)), None)
+    text: Text | Labelled | None = None
+    if kind is not None and (int8 or data is not None):
+        sources = [data] if isinstance(data, (str, Path)) else data
+        text = Labelled.read(kind, loaded, tokenizer, run, None if sources is None else list(map(str, sources)), reading)
+    elif kind is None:
+        data = run_defaults(run, None).get("data") if data is None and run is not None else data
+        text = None if data is None else open_text(data, tokenizer, max_tokens=max_tokens, **reading)
+    if text is None and int8:
+        what = "labelled data" if kind else "text"
+        raise ConfigError(f"int8 is measured on your {what} before it may be used: name some, --data FILES; or export in fp32")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # beside the folder, so that it comes to be in one step, whole
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as work:
@@ -121,7 +127,7 @@ def _make(
     model: PreTrainedModel,
     tokenizer: Any,
     work: Path,
-    text: Text | None,
+    text: Text | Labelled | None,
     int8: bool,
     max_drop: float,
     log: Callable[[str], None],
@@ -133,11 +139,14 @@ def _make(
     if text is None:
         requests = drawn(tokenizer, range(4, min(132, length or 132) + 1, 2), every=gate.EVERY)
         report |= {"text": "no text: tokens drawn at random", "num_tokens": sum(len(one.input_ids) for one in requests)}
+        if reads_texts(model):
+            requests = [replace(one, positions=[0], labels=None) for one in requests]
+    elif isinstance(text, Labelled):
+        requests = text.requests(gate.PARITY_SEQUENCES)
+        report |= {"text": f"{len(text.items):,} labelled items", "num_tokens": sum(len(one.input_ids) for one in requests)}
     else:
         requests = gate.sequences(text, length)
         report |= {"text": f"{len(text.order):,} documents of {text.num_tokens:,} tokens", "num_tokens": text.num_tokens}
-    if reads_texts(model):
-        requests = [replace(one, positions=[0], labels=None) for one in requests]
 
     def add(precision: str) -> Path:
         made = export_model(model, tokenizer, work / precision, int8=precision == "int8")
@@ -159,21 +168,23 @@ def _make(
             f"{parity.same_top_1:.2%} of {parity.num_rows:,} places, largest difference {parity.max_difference:.2g} of logits up to "
             f"{parity.max_logit:.3g}; allowed: {gate.SAME:.1%}, and {gate.TOLERANCE:g} of the largest logit"
         )
-    found = None
+    metric, higher = text.metric if isinstance(text, Labelled) else (gate.METRIC, True)
+    points: Mapping[str, Mapping[str, float]] = {}
     if int8:
         assert text is not None
         made = add("int8")
-        found, change, masks = gate.quality(engines, text, log)
-        report |= {"max_drop": max_drop, "change_of_masked_accuracy": change, **masks}
-    rows = gate.rows(engines, sizes, requests, found)
-    table = gate.table(rows)
+        points, change, about = text.quality(engines, log) if isinstance(text, Labelled) else gate.quality(engines, text, log)
+        report |= {"max_drop": max_drop, f"change_of_{metric}": change, **about}
+    rows = gate.rows(engines, sizes, requests, points, metric)
+    table = gate.table(rows, metric)
     report |= {"table": [row.to_dict() for row in rows], "machine": machine(), "versions": versions()}
-    wrong = gate.faults(rows, max_drop) if int8 else []
+    wrong = gate.faults(rows, max_drop, metric, higher) if int8 else []
     if wrong:
         raise GateError(f"int8 is refused, and nothing was written: {'; '.join(wrong)}\n\n" + "\n".join(lines(table)))
     report |= {"head": engines[f"onnx {report['precision']}"].backend.info["head"]}  # type: ignore[attr-defined]
     (made / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (made / "README.md").write_text(card(name, report, table, tokenizer.mask_token), encoding="utf-8")
+    write_manifest(made)
     return made, report, table
 
 

@@ -38,6 +38,7 @@ class Row:
     agreement: Agreement | None = None
     masked_accuracy: float | None = None
     masked_loss: float | None = None
+    task_metric: float | None = None  # of a model that is fine-tuned for a task
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -59,21 +60,25 @@ def holds(found: Agreement) -> bool:
 
 
 def rows(
-    engines: Mapping[str, Engine], sizes: Mapping[str, int], requests: list[Request], found: Mapping[str, Estimates] | None = None
+    engines: Mapping[str, Engine],
+    sizes: Mapping[str, int],
+    requests: list[Request],
+    points: Mapping[str, Mapping[str, float]],
+    metric: str = METRIC,
 ) -> list[Row]:
-    """Return a row for each way to run a model: how fast it answers the requests, and how it agrees with the first of them."""
+    """Return a row for each way to run a model: how fast it answers the requests, and how it agrees with the first of them.
+
+    `points` are the numbers that were measured of each, `metric` the one that is looked at.
+    """
     first = next(iter(engines))
     bulk, alone = timed(engines, requests)
     made = []
     for name, engine in engines.items():
         p50, p95 = (float(np.quantile(alone[name], share)) * 1e3 for share in (0.5, 0.95))
         apart = None if name == first else agreement(engines[first], engine, requests)
-        point = found[name].point if found else {}
-        made.append(
-            Row(
-                name, bulk[name].tokens_per_second, p50, p95, sizes[name], apart, point.get("masked_accuracy"), point.get("masked_loss")
-            )
-        )  # fmt: skip
+        point = points.get(name, {})
+        quality = point.get(METRIC), point.get("masked_loss"), None if metric == METRIC else point.get(metric)
+        made.append(Row(name, bulk[name].tokens_per_second, p50, p95, sizes[name], apart, *quality))
     return made
 
 
@@ -90,7 +95,7 @@ def timed(engines: Mapping[str, Engine], requests: list[Request]) -> tuple[dict[
 
 def quality(
     engines: Mapping[str, Engine], text: Text, log: Callable[[str], None]
-) -> tuple[dict[str, Estimates], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Any]]:
     """Return the numbers of each way to run a model on the frozen masks of a text, how the last one's accuracy differs from the first's
     (as paired.Difference, with its interval over documents), and what was measured on.
     """
@@ -106,16 +111,20 @@ def quality(
         num_documents=a.num_documents[""], resamples=len(a.samples[METRIC]),
     )  # fmt: skip
     masks = {"num_masked_tokens": len(records), "masks_fingerprint": records.fingerprint, "policy": records.info["policy"]}
-    return found, change.to_dict(), masks
+    return {name: one.point for name, one in found.items()}, change.to_dict(), masks
 
 
-def faults(rows: list[Row], max_drop: float) -> list[str]:
-    """Return why the last of the rows is not to be used in place of the others; nothing where it is good enough and faster."""
+def faults(rows: list[Row], max_drop: float, metric: str = METRIC, higher: bool = True) -> list[str]:
+    """Return why the last of the rows is not to be used in place of the others; nothing where it is good enough and faster.
+
+    Where a lower number is better, what is lost is its growth, as a share of it.
+    """
     *others, last = rows
-    drop = (others[0].masked_accuracy or 0.0) - (last.masked_accuracy or 0.0)
+    before, after = ((row.masked_accuracy if metric == METRIC else row.task_metric) or 0.0 for row in (others[0], last))
+    drop = before - after if higher else (after - before) / (before or 1.0)
     wrong = []
     if not drop <= max_drop:  # NaN, too
-        wrong.append(f"it loses {drop:.4f} of the masked accuracy, and {max_drop:g} is allowed (--max-drop)")
+        wrong.append(f"it loses {drop:.4f} of the {metric.replace('_', ' ')}, and {max_drop:g} is allowed (--max-drop)")
     for other in others:
         if last.tokens_per_second <= other.tokens_per_second:
             wrong.append(f"many texts together are not faster than with {other.name}")
@@ -124,16 +133,19 @@ def faults(rows: list[Row], max_drop: float) -> list[str]:
     return wrong
 
 
-def table(rows: list[Row]) -> list[tuple[str, ...]]:
+def table(rows: list[Row], metric: str = METRIC) -> list[tuple[str, ...]]:
     """Return rows as they are printed, below their headings."""
+    of_task = metric != METRIC
 
     def form(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
-    lines: list[tuple[str, ...]] = [("", "accuracy", "loss", "same top-1", "max |Δ|", "tokens/s", "p50 ms", "p95 ms", "MB")]
+    names = (metric,) if of_task else ("accuracy", "loss")
+    lines: list[tuple[str, ...]] = [("", *names, "same top-1", "max |Δ|", "tokens/s", "p50 ms", "p95 ms", "MB")]
     for row in rows:
         same, apart = (row.agreement.same_top_1, row.agreement.max_difference) if row.agreement else (None, None)
-        numbers = ((row.masked_accuracy, ".4f"), (row.masked_loss, ".4f"), (same, ".4f"), (apart, ".1e"), (row.tokens_per_second, ",.0f"),
+        own = (row.task_metric,) if of_task else (row.masked_accuracy, row.masked_loss)
+        numbers = (*((value, ".4f") for value in own), (same, ".4f"), (apart, ".1e"), (row.tokens_per_second, ",.0f"),
                    (row.p50_milliseconds, ".2f"), (row.p95_milliseconds, ".2f"), (row.size_bytes / 1e6, ",.1f"))  # fmt: skip
         lines.append((row.name, *(form(*number) for number in numbers)))
     return lines
