@@ -34,10 +34,9 @@ def write_graph(folder: str | Path) -> Path:
     graph, widened, kept = model.graph, [], []
     for weight in graph.initializer:
         array = onnx.numpy_helper.to_array(weight)
-        half = array.astype(np.float16)
-        is_half = array.dtype == np.float32 and array.nbytes >= SMALL_BYTES and np.array_equal(half, array)
-        place = stored.find(half.tobytes()) if is_half else -1
-        if place < 0:  # a constant, or a table of the architecture's, such as frequencies
+        half = array.astype(np.float16) if array.dtype == np.float32 and array.nbytes >= SMALL_BYTES else None
+        place = stored.find(half.tobytes()) if half is not None and np.array_equal(half, array) else -1
+        if half is None or place < 0:  # a constant, or a table of the architecture's, such as frequencies
             kept.append(weight)
             continue
         kept.append(_outside(onnx, f"{weight.name}_stored", half, place))
