@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from faults import Case, cases, digests, undisturbed, untimed
+from faults import Case, cases, check_time, digests, undisturbed, untimed
 
 OUTCOMES = ("found", "same", "SILENT", "TRACEBACK", "CRASH")
 
@@ -43,7 +43,7 @@ def halfway(case: Case, work: Path) -> Path:
     """Return a run as one that was killed after its last checkpoint but one leaves it."""
     run = work / f"half-{case.name}"
     if not run.is_dir():
-        undisturbed(case.first(run), work / "errors.txt")
+        undisturbed(case.first(run), work / f"half-{case.name}.txt")
         for name in ("model", "metrics.json", "report.html", "predictions.jsonl"):
             path = run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tu
             signal.alarm(0)
 
 
-def turned(work: Path, flips: int, seed: int) -> dict:
+def turned(work: Path, flips: int, seed: int, until: float) -> dict:
     """Turn so many bits of every file (one of each byte of a short one) that a run leaves, and return what became of it."""
     known, record = cases(work, seed), work / "bits.jsonl"  # what was done before is not done again
     results = dict(json.loads(line) for line in record.read_text().splitlines()) if record.exists() else {}
@@ -90,6 +90,7 @@ def turned(work: Path, flips: int, seed: int) -> dict:
         for path in sorted(path for path in inner.rglob("*") if path.is_file() and path.stat().st_size):
             if (key := f"{use}: {path.relative_to(inner).as_posix()}") in results:
                 continue
+            check_time(until)
             generator, size = random.Random(f"{path.name} {seed}"), path.stat().st_size
             places = range(size) if size <= flips else sorted(generator.sample(range(size), flips))
             spots = [(place, generator.randrange(8)) for place in places]

@@ -14,9 +14,11 @@ turned as well (bits.py). The result is JSON; the exit code is 1 where anything 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -138,20 +140,25 @@ def gone(processes: list[int], seconds: float = 120) -> None:
 
 
 def undisturbed(args: list[str], errors: Path) -> tuple[float, float]:
-    """Run a command to its end, import here what it imported there, and return how long it took: processor time, and by the clock."""
-    before, begin = os.times().children_user, time.monotonic()
-    modules = errors.with_suffix(".modules")
-    process = start(args, errors, modules)
-    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
-        raise SystemExit(f"the undisturbed command failed: unmask {' '.join(args)}\n{errors.read_text(errors='replace')}")
-    taken = os.times().children_user - before, time.monotonic() - begin
+    """Run a command to its end (unless that was done before), import here what it imported there, and return how long it took.
+
+    The times are that of the processor, and that by the clock.
+    """
+    modules, record = errors.with_suffix(".modules"), errors.with_suffix(".json")
+    if not record.exists():
+        shutil.rmtree(args[-1], ignore_errors=True)  # of one that was stopped: the folder is named last
+        before, begin = os.times().children_user, time.monotonic()
+        if os.waitstatus_to_exitcode(os.waitpid(start(args, errors, modules), 0)[1]):
+            raise SystemExit(f"the undisturbed command failed: unmask {' '.join(args)}\n{errors.read_text(errors='replace')}")
+        record.write_text(json.dumps([os.times().children_user - before, time.monotonic() - begin]))
     for name in modules.read_text().splitlines():  # the next ones find it in memory
         if name.partition(".")[0] not in ("__main__", "__mp_main__"):
             try:
                 importlib.import_module(name)
             except Exception:  # some are not there to be imported by name
                 continue
-    return taken
+    used, elapsed = json.loads(record.read_text())
+    return used, elapsed
 
 
 # cases
@@ -176,8 +183,8 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
     settings = [part for one in (*MODEL, *TRAIN) for part in ("--set", one)]
     corpus, base = work / "corpus", work / "base"
     raw = ["pretrain", "--data", str(text), "--steps", str(STEPS), *settings, "--set", "data.vocab_size=200", "--set", "data.held_out=0.1"]
-    if not (base / "model").is_dir():
-        undisturbed([*raw, "-o", str(base)], work / "errors.txt")
+    undisturbed([*raw, "-o", str(base)], work / "base.txt")
+    if not corpus.is_dir():
         shutil.copytree(base / "corpus", corpus)
     train = ["pretrain", "--data", str(corpus), "--steps", str(STEPS), *settings]
     tune = ["finetune", "classify", str(base / "model"), "-t", str(labelled), "--steps", str(STEPS)]
@@ -265,7 +272,7 @@ def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed
     while told["kills"] < LIFE:
         how = generator.choice(("instant", "instant", "save", "save", "term"))
         process = start(case.again(run) if (run / "config.toml").exists() else case.first(run), errors)
-        if how == "save":
+        if how == "save" and case.differs is run_differs:  # a pack writes all the time
             saves = generator.randint(1, 6)  # the so many-th
             code = wait_for(process, count_of(lambda: bool(case.writing(run)), saves), 0.0003)
             time.sleep(generator.uniform(0, 0.02) if code is None else 0)
@@ -278,7 +285,8 @@ def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed
         if code is None:
             family = descendants(process)
             workers = named(family, case.workers) if case.workers and how != "term" and generator.random() < 0.5 else []
-            os.kill(generator.choice(workers) if workers else process, signal.SIGTERM if how == "term" else signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(generator.choice(workers) if workers else process, signal.SIGTERM if how == "term" else signal.SIGKILL)
             told["in_a_save"] += how != "term" and not workers and bool(case.writing(run))
             code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             gone(family)
@@ -317,17 +325,22 @@ def count_of(there: Callable[[], bool], times: int) -> Callable[[], bool]:
     return reached
 
 
-def campaign(work: Path, names: list[str], kills: int, seed: int) -> dict:
+def check_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise SystemExit("the time is up; go on with the same --work")
+
+
+def campaign(work: Path, names: list[str], kills: int, seed: int, until: float) -> dict:
     """Return what came of so many kills, shared by the cases; lives that `work` has a line for are not lived again."""
     record = work / "lives.jsonl"
     lives = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     known = cases(work, seed)
     for number, name in enumerate(names):
         quiet, errors = work / f"quiet-{name}", work / f"quiet-{name}.txt"
-        shutil.rmtree(quiet, ignore_errors=True)
         taken = undisturbed(known[name].first(quiet), errors)
         wanted = kills // len(names) + (number < kills % len(names))
         while sum(one["kills"] for one in lives if one["case"] == name) < wanted:
+            check_time(until)
             folder = work / "life"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -354,8 +367,10 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=0, help="bits to turn in every file that a run leaves")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the moments of the kills")
     parser.add_argument("--work", type=Path, help="a folder to work in, which is kept")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then stop, to go on later with the same --work")
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args()
+    until = time.monotonic() + 60 * args.minutes
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
     import torch  # noqa: F401  (imported once, here)
 
@@ -364,11 +379,11 @@ def main() -> int:
     folder = args.work or Path(tempfile.mkdtemp(prefix="unmask-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        result = {**environment([]), **campaign(folder, args.cases.split(","), args.kills, args.seed)}
+        result = {**environment([]), **campaign(folder, args.cases.split(","), args.kills, args.seed, until)}
         if args.flips:
             from bits import turned
 
-            result["bits"] = turned(folder, args.flips, args.seed)
+            result["bits"] = turned(folder, args.flips, args.seed, until)
     finally:
         if args.work is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ class Blocks:
     """
 
     def __init__(self, data: np.ndarray, shard: dict[str, Any]) -> None:
-        self.data, self.size = memoryview(data), int(shard["block_bytes"])
+        self.data, self.size = data.data, int(shard["block_bytes"])
         self.sums = np.frombuffer(base64.b64decode(shard["crc32"], validate=True), "<u4")
         if self.size <= 0 or len(self.sums) != -(-len(data) // self.size):
             raise ValueError(f"{len(self.sums)} sums for {len(data)} bytes in blocks of {self.size}")

@@ -202,7 +202,7 @@ def _parsed(text: str) -> Any:
     for reader in readers:
         try:
             found = reader(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a list as a key
             continue
         if isinstance(found, (list, dict)):
             return found
