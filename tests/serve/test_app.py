@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +82,34 @@ def test_parameters_of_our_own(service, filler):
     assert {one["token_str"] for one in found} == {"farmer", "judge"}
     found = service.post("/models/tiny", {"inputs": TEXT, "parameters": {"whole_words": True, "top_k": 40}})[1]
     assert [one["token_str"] for one in found] == [one.token for one in filler.fill(TEXT, whole_words=True, top_k=40)[0]]
+
+
+def test_masks_are_filled_together(service, filler):
+    """Answers of requests that run together are those of the library, each as wide a search as it asked for."""
+    ones = [{"joint": True, "top_k": 3}, {"joint": True, "top_k": 3, "beam": 20}, {"joint": True, "top_k": 12}]
+    with ThreadPoolExecutor(len(ones)) as pool:
+        answers = list(pool.map(lambda given: service.post("/models/tiny", {"inputs": [TWO, TEXT], "parameters": given}), ones))
+    for given, (status, (two, one)) in zip(ones, answers, strict=True):
+        best = filler.fill(TWO, top_k=given["top_k"], beam=given.get("beam"))
+        assert status == 200 and one["joint"] == [] and len(one["masks"]) == 1
+        assert [tuple(found["tokens"]) for found in two["joint"]] == [found.token_ids for found in best.joint]
+        assert [found["log_prob"] for found in two["joint"]] == pytest.approx([found.log_prob for found in best.joint], rel=1e-4)
+        assert (two["joint"][0]["token_strs"], two["joint"][0]["sequence"]) == (list(best.joint[0].tokens), best.joint[0].sequence)
+        assert [[found["token"] for found in mask] for mask in two["masks"]] == [[found.token_id for found in mask] for mask in best]
+    page = service.post("/api/fill", {"model": "tiny", "text": TWO, "top_k": 3, "joint": True})[1]
+    assert [found["text"] for found in page["joint"]] == [found["sequence"] for found in answers[0][1][0]["joint"]]
+    assert all(
+        found["text"][start:].startswith(token)
+        for found in page["joint"]
+        for start, token in zip(found["starts"], found["tokens"], strict=True)
+    )
+
+
+def test_blanks_are_filled_by_words_of_several_pieces(service, filler):
+    text = "The nurse watches the ___ in the garden."
+    found = service.post("/models/tiny", {"inputs": text, "parameters": {"max_pieces": 3, "top_k": 8}})[1]
+    best = filler.fill(text, max_pieces=3, top_k=8)[0]
+    assert [one["token_ids"] for one in found] == [list(one.token_ids) for one in best] and any(len(one["token_ids"]) > 1 for one in found)
 
 
 def test_a_text_longer_than_the_model_says_so(service):
@@ -246,3 +275,34 @@ def test_the_client_of_the_hub_finds_entities(serving, tagger, monkeypatch):
         for wrong in ({"aggregation_strategy": "none"}, {"stride": 8}):
             status, answer = service.post("/models/who", {"inputs": texts[0], "parameters": wrong})
             assert status == 422 and "leave them out" in answer["error"]
+
+
+def test_the_client_of_the_hub_is_answered(serving, answering, monkeypatch):
+    from unmask.tasks.qa import Answerer
+
+    question, text = "Where is the help?", "The judge calls the lawyer. The nurse helps the doctor in the harbour today."
+    answerer = Answerer.load(answering.folder, device="cpu")
+    expected, none = answerer.answer(question, text), answerer.answer(question, "The judge calls the lawyer.")
+    assert expected.text == "harbour" and none.text is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving({"who": answering.folder}) as service:
+        client = InferenceClient(model=f"{service.url}/models/who")
+        found = client.question_answering(question, text)
+        assert (found.answer, found.start, found.end) == ("harbour", text.index("harbour"), text.index("harbour") + 7)
+        assert found.score == pytest.approx(expected.score, rel=1e-4)
+        several = client.question_answering(question, text, top_k=3)
+        assert [one.answer for one in several] == [one.text for one in expected.answers[:3]]
+        silent = client.question_answering(question, "The judge calls the lawyer.")
+        assert (silent.answer, silent.start, silent.end) == ("", 0, 0) and silent.score == pytest.approx(none.no_answer, rel=1e-4)
+        assert (
+            client.question_answering(question, "The judge calls the lawyer.", handle_impossible_answer=False).answer
+            == none.answers[0].text
+        )
+        asked = [{"question": question, "context": ["The judge.", text]}, {"question": " ", "context": text}]
+        one, failed = service.post("/models/who", {"inputs": asked})[1]
+        assert (one["answer"], one["context"]) == ("harbour", 1) and "the question is empty" in failed["error"]
+        assert service.ask("GET", "/models/who")[1]["task"] == "question-answering"
+        for wrong in ({"max_seq_len": 8}, {"align_to_words": False}, {"doc_stride": 4}, {"top_k": 21}):
+            status, answer = service.post("/models/who", {"inputs": asked[0], "parameters": wrong})
+            assert status == 422 and next(iter(wrong)) in answer["error"]
+        assert service.post("/models/who", {"inputs": "a text"})[0] == 422

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs the extra `serve`")
 from unmask.errors import TaskError
+from unmask.serve import batcher
 from unmask.serve.batcher import Lane
 
 
@@ -72,6 +73,28 @@ def test_what_nobody_waits_for_is_dropped():
         lane.close()
 
     asyncio.run(run())
+
+
+def test_who_was_answered_is_waited_for(monkeypatch):
+    """Three that were answered together come back one after another, and still run together; a fourth is not waited for."""
+    monkeypatch.setattr(batcher, "WAIT_SECONDS", 30.0)
+
+    async def run():
+        gate = Gate()
+        lane = Lane("test", gate, max_cost=100)
+        first, rest = await settled(lane, gate, range(1, 4))
+        gate.open.set()
+        await asyncio.gather(first, *rest)
+        later = []
+        for number in range(4, 7):
+            later.append(lane.submit(number, 1))
+            await asyncio.sleep(0.05)
+        assert await asyncio.gather(*later) == [8, 10, 12]
+        assert gate.turns == [[0], [1, 2, 3], [4, 5, 6]]
+        assert await lane.submit(7, 100) == 14  # as much as a turn holds: there is nothing to wait for
+        lane.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_an_error_goes_to_whose_it_is():

@@ -56,6 +56,11 @@ BAD = {
     "a special target": (422, {"inputs": TEXT, "parameters": {"targets": ["[SEP]"]}}, "special token"),
     "targets for other masks": (422, {"inputs": TEXT, "parameters": {"targets": [["a"], ["b"]]}}, "targets for 2 masks"),
     "options that exclude each other": (422, {"inputs": TEXT, "parameters": {"whole_words": True, "targets": ["nurse"]}}, "targets say"),
+    "targets together": (422, {"inputs": TEXT, "parameters": {"joint": True, "targets": ["nurse"]}}, "joint: targets are scored"),
+    "blanks together": (422, {"inputs": TEXT, "parameters": {"joint": True, "max_pieces": 2}}, "leave out one"),
+    "a beam for nothing": (422, {"inputs": TEXT, "parameters": {"beam": 9}}, "beam is the width"),
+    "too wide a search": (413, {"inputs": masks(10), "parameters": {"joint": True}}, "up to 6,000 times; at most 4,096"),
+    "too many pieces": (413, {"inputs": ["___"] * 9, "parameters": {"max_pieces": 4}}, "the search would ask"),
     "too many masks": (413, {"inputs": masks(65)}, "65 masks"),
     "too many texts": (413, {"inputs": ["[MASK]"] * 10_000}, "10,000 inputs"),
     "too large an answer": (413, {"inputs": [TEXT * 50] * 64, "parameters": {"top_k": 300}}, "characters of filled texts"),
@@ -137,7 +142,8 @@ def test_names_are_not_paths(service, path):
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "BREW"])
 def test_other_methods(service, method):
-    assert service.ask(method, "/score", {"inputs": TEXT} if method in ("PUT", "PATCH") else None)[0] == 405
+    status = service.ask(method, "/score", {"inputs": TEXT} if method in ("PUT", "PATCH") else None)[0]
+    assert status == (400 if method == "BREW" else 405)  # what HTTP does not know is no request
 
 
 def test_another_kind_of_body(service):
@@ -159,6 +165,21 @@ def test_bytes_that_are_no_http(service):
         assert found.startswith(b"HTTP/1.1 4") and b'{"error":' in found, (data, found)
     with contextlib.suppress(ConnectionResetError):  # hung up on before it has sent all
         assert service.raw(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 4")
+
+
+def test_an_endless_head_while_a_request_is_answered(service):
+    gate, body = _held(service), json.dumps({"inputs": TEXT}).encode()
+    try:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as client, contextlib.suppress(ConnectionError):
+            client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            _until(lambda: _flying(service) == 1)
+            for _ in range(20):
+                client.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 2**15)
+            assert client.recv(1) == b""  # hung up on
+        _until(lambda: _flying(service) == 0)
+    finally:
+        gate.set()
+        gate.undo()
 
 
 def test_a_body_in_pieces_and_one_without_a_length(service):
@@ -299,6 +320,16 @@ def test_an_answer_that_takes_too_long(tiny_bert, serving):
         gate.set()
         gate.undo()
         assert service.post("/models/tiny", {"inputs": TEXT})[0] == 200
+
+
+def test_a_fault_of_ours_is_told_without_its_inside_and_counted(service, monkeypatch):
+    def fails(works):
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(service.app.state.models.all["tiny"].current.lane, "run", fails)
+    status, found = service.post("/models/tiny", {"inputs": TEXT})
+    assert status == 500 and "secret" not in json.dumps(found) and "server's log" in found["error"]
+    assert 'unmask_requests_total{endpoint="/models/{name}",status="500"} 1.0' in service.ask("GET", "/metrics")[1].decode()
 
 
 # keys

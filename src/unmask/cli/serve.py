@@ -58,6 +58,7 @@ def serve(
     """  # fmt: skip
     require("fastapi", extra="serve", why="serving")
     require("uvicorn", extra="serve", why="serving")
+    require("httptools", extra="serve", why="serving")
     require("prometheus_client", extra="serve", why="serving")
     from ..serve.app import create_app
     from ..serve.limits import Limits
@@ -76,6 +77,7 @@ def serve(
     check_paths(paths)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("unmask").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for whatever anybody sends would be theirs to write the log
     app = create_app(paths, limits=limits, api_key=api_key, device=device, precision=precision, max_tokens=max_tokens)
     with listen(host, port) as sock:
         if preload:

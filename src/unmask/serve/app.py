@@ -8,11 +8,12 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -27,7 +28,8 @@ from .guard import Guard, dumps
 from .limits import Limits, Refused
 from .metrics import Metrics
 from .models import Models
-from .tasks import TASKS, Work, each, few_characters, inputs_of, read_score
+from .scores import few_characters, read_score
+from .tasks import TASKS, Work, each, inputs_of
 
 KIND = re.compile(r"str|int|Asked|list\[.*\]|constrained-.*")
 B = TypeVar("B", bound=BaseModel)
@@ -45,6 +47,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": schema.ErrorBody, "description": "No answer in time, or no model; Retry-After says when to come back."},
 }
 OPEN_ERRORS: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
+
+
+class Direct(APIRoute):
+    """A route that FastAPI describes and does not run: it would read bodies and check answers a second time, for a third of a request."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+
+        async def call(scope: Any, receive: Any, send: Any) -> None:
+            answer = await endpoint(request=Request(scope, receive), **scope["path_params"])
+            await answer(scope, receive, send)
+
+        self.app = call
 
 
 class Json(Response):
@@ -82,6 +97,7 @@ def create_app(paths: dict[str, str], *, limits: Limits | None = None, api_key: 
         title="Unmask", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="Masked language models over HTTP: requests that come together are run together.",
     )  # fmt: skip
+    app.router.route_class = Direct
     app.state.models, app.state.metrics, app.state.limits = models, metrics, limits
     app.add_middleware(Guard, limits=limits, api_key=api_key, metrics=metrics)  # type: ignore[arg-type]
     _errors(app)
@@ -119,7 +135,7 @@ async def read(request: Request, body: type[B]) -> B:
 
 
 def _errors(app: FastAPI) -> None:
-    def answer(request: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, Refused):
             return Json(error.to_dict(), error.status, error.headers)
         if isinstance(error, RunError):
@@ -144,12 +160,12 @@ def _methods(request: Request) -> set[str]:
 
 def _state(app: FastAPI, models: Models, metrics: Metrics) -> None:
     @app.get("/health", response_model=schema.State, tags=["state"])
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         """Say that the service runs."""
         return Json({"status": "ok"})
 
     @app.get("/ready", response_model=schema.State, tags=["state"], responses={503: {"model": schema.State, "description": "It cannot."}})
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """Say whether every model can answer: it is loaded, or will be when it is asked, and did not fail."""
         states = {
             name: "loaded" if model.current else "loading" if model.loading else "failed" if model.problem else "on demand"
@@ -159,24 +175,24 @@ def _state(app: FastAPI, models: Models, metrics: Metrics) -> None:
         return Json({"status": "ready" if good else "not ready", "models": states}, 200 if good else 503)
 
     @app.get("/metrics", tags=["state"], response_class=Response, responses={**OPEN_ERRORS, 200: {"content": {"text/plain": {}}}})
-    async def measured() -> Response:
+    async def measured(request: Request) -> Response:
         """Return the counters, for Prometheus."""
         for name, model in models.all.items():
-            metrics.waiting.labels(name).set(len(model.current.lane) + len(model.current.score_lane) if model.current else 0)
+            metrics.waiting.labels(name).set(sum(map(len, model.current.lanes)) if model.current else 0)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/models", response_model=schema.ModelList, tags=["models"], responses=OPEN_ERRORS)
-    async def listed() -> Response:
+    async def listed(request: Request) -> Response:
         """List the models."""
         return Json({"models": [model.info() for model in models.all.values()]})
 
     @app.get("/models/{name}", response_model=schema.ModelInfo, tags=["models"], responses={n: ERRORS[n] for n in (401, 404)})
-    async def described(name: str) -> Response:
+    async def described(name: str, request: Request) -> Response:
         """Tell about a model."""
         return Json(models.find(name).info())
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
+    async def docs(request: Request) -> Response:
         return Response(docs_page(app.openapi()), media_type="text/html; charset=utf-8",
                         headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})  # fmt: skip
 
@@ -239,12 +255,14 @@ def _tasks(app: FastAPI, models: Models, limits: Limits) -> None:
 def _page_api(app: FastAPI, models: Models, limits: Limits) -> None:
     @app.post("/api/fill", tags=["page"], response_model=schema.PageFilled, responses=ERRORS, openapi_extra=_body(schema.PageFill))
     async def fill(request: Request) -> Response:
-        """Fill the masks of a text; targets keep their order."""
+        """Fill the masks of a text, with `joint` together as well; targets keep their order."""
         body = await read(request, schema.PageFill)
         running = await models.find(body.model).running()
         if running.task.name != "fill-mask":
             raise Refused(422, f"masks are filled by a masked language model; this one does {running.task.name}")
-        work = Work([body.text], FillOptions(top_k=body.top_k, targets=body.targets, independent=True), True)
+        if body.joint and body.targets is not None:
+            raise Refused(422, "joint: targets are scored at each mask on its own; leave out one or the other")
+        work = Work([body.text], FillOptions(top_k=body.top_k, targets=body.targets, independent=not body.joint), True, body.joint)
         (result,) = await running.ask(work)
         if result.error is not None:
             raise Refused(422, result.error)
@@ -256,7 +274,11 @@ def _page_api(app: FastAPI, models: Models, limits: Limits) -> None:
             ]}
             for mask in result
         ]  # fmt: skip
-        return Json({"masks": masks, "truncated": result.truncated})
+        joint = [
+            {"tokens": one.tokens, "starts": one.starts, "score": one.score, "logprob": one.log_prob, "text": one.sequence}
+            for one in result.joint
+        ]
+        return Json({"masks": masks, "truncated": result.truncated, "joint": joint})
 
     @app.post("/api/score", tags=["page"], response_model=schema.PageScored, responses=ERRORS, openapi_extra=_body(schema.PageText))
     async def score(request: Request) -> Response:
@@ -297,7 +319,7 @@ def _reload(app: FastAPI, models: Models, *, keyed: bool) -> None:
     forbidden: dict[int | str, dict[str, Any]] = {403: {"model": schema.ErrorBody, "description": "The service has no key."}}
 
     @app.post("/models/{name}/reload", tags=["models"], response_model=schema.ModelInfo, responses=ERRORS | forbidden)
-    async def reload(name: str) -> Response:
+    async def reload(name: str, request: Request) -> Response:
         """Load a model's folder anew; the one that serves goes on until it is there. Only where the service has a key."""
         if not keyed:
             raise Refused(403, "a service without a key reloads on SIGHUP, and where a folder has changed; give it --api-key")

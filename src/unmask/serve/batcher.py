@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from ..errors import UnmaskError
 
-GAP_SECONDS = 0.0015  # with company: who is about to come is waited for as long as they come in this distance
-WAIT_SECONDS = 0.005  # and never longer than this
+# who has just been answered, with others, is likely to come back at once: as many are waited for as were answered, but no longer than
+WAIT_SECONDS = 0.005
+WAIT_SHARE = 0.05  # or this share of what the last turn took, where that is more: a turn for the few who are early costs the others one
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Lane:
         self.run, self.max_cost, self.after = run, max_cost, after
         self.ready = threading.Condition()
         self.waiting: deque[Job] = deque()
+        self.wanted = 1  # so many, or as many as fill a turn, wake the thread
+        self.cost = 0  # of all that wait
         self.turn: list[Job] = []
         self.closing = False
         self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -54,7 +57,9 @@ class Lane:
             if self.closing:
                 raise RuntimeError("the lane is closed")
             self.waiting.append(Job(work, cost, future))
-            self.ready.notify()
+            self.cost += cost
+            if self._enough():
+                self.ready.notify()
         return future
 
     def close(self) -> None:
@@ -71,35 +76,38 @@ class Lane:
     def __len__(self) -> int:
         return len(self.waiting)
 
+    def _enough(self) -> bool:
+        return self.closing or len(self.waiting) >= self.wanted or self.cost >= self.max_cost
+
     def _serve(self) -> None:
-        company = False
-        while (jobs := self._take(company)) is not None:
-            company = len(jobs) > 1
+        answered, took = 0, 0.0
+        while (jobs := self._take(answered, took)) is not None:
+            answered, took = len(jobs), 0.0
             if jobs:
                 self.turn = jobs
                 started = time.perf_counter()
                 self._deliver(jobs, self._outcomes([job.work for job in jobs]))
+                took = time.perf_counter() - started
                 if self.after is not None:
-                    self.after(len(jobs), sum(job.cost for job in jobs), time.perf_counter() - started)
+                    self.after(len(jobs), sum(job.cost for job in jobs), took)
                 self.turn = []
         del self.run  # with it goes the model, which points here
 
-    def _take(self, company: bool) -> list[Job] | None:
+    def _take(self, answered: int, took: float) -> list[Job] | None:
         """Return the jobs of the next turn, in the order they came; None when there are no more to come."""
         with self.ready:
-            while not self.waiting and not self.closing:
-                self.ready.wait()
+            self.wanted = 1
+            self.ready.wait_for(self._enough)
             if not self.waiting:
                 return None
-            deadline = time.monotonic() + WAIT_SECONDS
-            while company and not self.closing and sum(job.cost for job in self.waiting) < self.max_cost:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self.ready.wait(min(GAP_SECONDS, left)):
-                    break
+            if answered > 1:
+                self.wanted = answered
+                self.ready.wait_for(self._enough, max(WAIT_SECONDS, WAIT_SHARE * took))
             jobs: list[Job] = []
             cost = 0
             while self.waiting and (not jobs or cost + self.waiting[0].cost <= self.max_cost):
                 job = self.waiting.popleft()
+                self.cost -= job.cost
                 if not job.future.done():
                     jobs.append(job)
                     cost += job.cost

@@ -35,19 +35,32 @@ def _operation(path: str, method: str, operation: dict[str, Any], schemas: dict[
     made = f"<section><h2><b>{method}</b><code>{escape(path)}</code></h2><p>{escape(operation.get('description', ''))}</p>"
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     for ref in content.get("anyOf", [content]):
-        body = schemas.get(ref.get("$ref", "").rpartition("/")[2])
+        body = _named(ref, schemas)
         if body and body.get("properties"):
-            made += f"<p>Body: {escape(body.get('description', ''))}</p><pre>{escape(json.dumps(_example(body, schemas), indent=1))}</pre>"
+            made += _shape("Body", body, _example(body, schemas))
+            kinds = body["properties"].get("parameters", {}).get("anyOf", []) if body.get("examples") else []  # else they are in it
+            for inner in (_named(kind, schemas) for kind in kinds):
+                made += _shape("Its parameters, none of which has to be given", inner, _fields(inner, schemas)) if inner else ""
     answers = "".join(
         f"<dt>{escape(status)}</dt><dd>{escape(answer['description'])}</dd>" for status, answer in operation["responses"].items()
     )
     return f"{made}<dl>{answers}</dl></section>"
 
 
+def _shape(what: str, body: dict[str, Any], example: Any) -> str:
+    return f"<p>{what}: {escape(body.get('description', ''))}</p><pre>{escape(json.dumps(example, indent=1))}</pre>"
+
+
+def _named(ref: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any] | None:
+    return schemas.get(ref.get("$ref", "").rpartition("/")[2])
+
+
 def _example(body: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     """Return what a body may look like: its example, or its fields with their kinds."""
-    if body.get("examples"):
-        return body["examples"][0]
+    return body["examples"][0] if body.get("examples") else _fields(body, schemas)
+
+
+def _fields(body: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     return {name: _kind(field, schemas) for name, field in body["properties"].items()}
 
 

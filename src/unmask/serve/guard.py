@@ -60,6 +60,8 @@ class Guard:
         size = 0
         try:
             headers = dict(scope["headers"])
+            if b"host" not in headers and scope["http_version"] == "1.1":
+                raise Refused(400, "the request has no Host, which HTTP/1.1 asks for")
             if scope["method"] in ("GET", "HEAD") and not headers.get(b"content-length") and b"transfer-encoding" not in headers:
                 self._check_key(scope, headers)
                 await self.app(scope, receive, counted)
@@ -74,6 +76,9 @@ class Guard:
             await respond(counted, error)
         except Gone:
             pass
+        except Exception:
+            status = 500  # which is sent further out
+            raise
         finally:
             self.buffered -= size
             route = scope.get("route")
@@ -153,36 +158,41 @@ class Guard:
         """
         if self.in_flight >= self.limits.max_concurrent:
             raise self._busy()
-        begun = False
+        begun = over = False
 
         async def replay() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            begun = True
+            if not begun:
+                begun = True
+                limit.reschedule(None)  # each sending has its own
             await send(message)
+
+        def gone(_: Any) -> None:
+            if not (begun or over):
+                limit.reschedule(0)
 
         self.in_flight += 1
         self.metrics.in_flight.set(self.in_flight)
-        answer = asyncio.ensure_future(self.app(scope, replay, watched))
         hung_up = asyncio.ensure_future(receive())  # the body is all there: what comes now is that the client has gone, or been answered
+        hung_up.add_done_callback(gone)
         try:
-            await asyncio.wait({answer, hung_up}, timeout=self.limits.request_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() or begun:
-                await answer
-            elif hung_up.done():
-                raise Gone
-            else:
-                seconds = self.limits.request_seconds
-                raise Refused(503, f"there was no answer within {seconds:g} s; ask for less, or come back", retry_after=5)
+            async with asyncio.timeout(self.limits.request_seconds) as limit:
+                await self.app(scope, replay, watched)
+        except TimeoutError:
+            if begun:
+                raise
+            if hung_up.done():
+                raise Gone from None
+            seconds = self.limits.request_seconds
+            raise Refused(503, f"there was no answer within {seconds:g} s; ask for less, or come back", retry_after=5) from None
         finally:
+            over = True
             self.in_flight -= 1
             self.metrics.in_flight.set(self.in_flight)
-            for task in (answer, hung_up):
-                if not task.done():
-                    task.cancel()
-            await asyncio.gather(answer, hung_up, return_exceptions=True)
+            hung_up.cancel()
 
 
 async def respond(send: Send, error: Refused) -> None:
@@ -190,7 +200,7 @@ async def respond(send: Send, error: Refused) -> None:
     body = dumps(error.to_dict())
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    if error.status in (408, 413):
+    if error.status in (400, 408, 413):
         headers.append((b"connection", b"close"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

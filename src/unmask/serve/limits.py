@@ -17,6 +17,7 @@ class Limits:
     max_body_bytes: of a request.
     max_inputs: texts of a request.
     max_masks: masks of a text.
+    max_searched: sequences that the model may be asked about, to fill masks jointly or blanks by words of several pieces.
     max_text_tokens: tokens of a text to be scored, each of which is a sequence for the model.
     max_characters: of a request's texts, where every token is answered: scoring, tokenizing.
     max_answer_characters: of the filled texts in an answer, all candidates together.
@@ -29,6 +30,7 @@ class Limits:
     max_body_bytes: int = 2**20
     max_inputs: int = 128
     max_masks: int = 64
+    max_searched: int = 4096
     max_text_tokens: int = 1024
     max_characters: int = 2**16
     max_answer_characters: int = 2**22

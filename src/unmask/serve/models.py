@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ..tasks.kinds import model_folder
 from .batcher import Lane
 from .limits import Limits, Refused
 from .metrics import Metrics
-from .tasks import Task, Work, run_score, score_cost, task_of
+from .scores import run_score, score_cost
+from .tasks import Task, Work, task_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 SUFFIXES = (".json", ".safetensors", ".bin", ".onnx", ".data", ".txt", ".model")  # of the files that make a model
@@ -92,8 +94,13 @@ class Running:
         max_cost = self.engine.max_tokens
         self.lane = Lane(f"{name} {task.name}", lambda works: task.run(self.runner, works, limits), max_cost=max_cost,
                          after=metrics.turn(name, task.name))  # fmt: skip
+        # what takes many passes has a lane of its own: the passes of both take turns, so that the quick ones are not kept waiting
+        self.deep = copy(self.runner)
+        self.deep_lane = Lane(f"{name} {task.name} deep", lambda works: task.run(self.deep, works, limits), max_cost=4 * max_cost,
+                              after=metrics.turn(name, f"{task.name} deep"))  # fmt: skip
         self.score_lane = Lane(f"{name} score", self._score, max_cost=4 * max_cost, after=metrics.turn(name, "score"))
         self.runner.engine = WatchedEngine(self.engine, self.lane)
+        self.deep.engine = WatchedEngine(self.engine, self.deep_lane)
 
     def _score(self, works: Sequence[Work]) -> list[Any]:
         if self.scorer is None:
@@ -105,7 +112,7 @@ class Running:
 
     def ask(self, work: Work) -> asyncio.Future[Any]:
         """Return the answer to come of the model's own task."""
-        return self.lane.submit(work, self.task.cost(work))
+        return (self.deep_lane if work.deep else self.lane).submit(work, self.task.cost(work))
 
     def score(self, work: Work) -> asyncio.Future[Any]:
         """Return the scores to come.
@@ -116,10 +123,15 @@ class Running:
             raise Refused(422, f"texts are scored by a masked language model; this one does {self.task.name}")
         return self.score_lane.submit(work, score_cost(work))
 
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """All of them."""
+        return self.lane, self.deep_lane, self.score_lane
+
     def close(self) -> None:
         """End when all is answered."""
-        self.lane.close()
-        self.score_lane.close()
+        for lane in self.lanes:
+            lane.close()
 
 
 def _own(model: Any) -> None:

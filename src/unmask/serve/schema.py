@@ -27,7 +27,9 @@ class Body(BaseModel):
 class FillParameters(Body):
     """How masks are filled; `targets` and `top_k` are those of the inference API, the others are of Unmask.
 
-    `targets` are scored exactly, whatever number of pieces they have: one list for all masks, or a list for each.
+    `targets` are scored exactly, whatever number of pieces they have: one list for all masks, or a list for each. With `joint` the masks of
+    a text are filled together as well, by a beam of that width, and the answer to each text is {"masks": ..., "joint": ...}. `max_pieces`
+    fills a blank (___, not a mask token) by whole words of one to so many tokens.
     """
 
     top_k: Count | None = None
@@ -36,6 +38,9 @@ class FillParameters(Body):
     whole_words: bool = False
     no_subwords: bool = False
     vocabulary: Texts | None = None
+    joint: bool = False
+    beam: Annotated[int, Field(ge=1, le=100)] | None = None
+    max_pieces: Annotated[int, Field(ge=1, le=8)] = 1
 
 
 class FillRequest(Body):
@@ -58,6 +63,27 @@ class FillElement(BaseModel):
     word: str
     log_prob: float
     truncated: bool
+    token_ids: list[int]
+
+
+class Together(BaseModel):
+    """Tokens for all masks of a text, in their order, and the probability of all of them."""
+
+    score: float
+    log_prob: float
+    tokens: list[int]
+    token_strs: list[str]
+    sequence: str
+
+
+class FilledTogether(BaseModel):
+    """The answer to a text where `joint` was asked for: candidates for each mask on its own, and the best fillings of all together.
+
+    A text with one mask has none of the latter.
+    """
+
+    masks: list[list[FillElement]]
+    joint: list[Together]
 
 
 class Failed(BaseModel):
@@ -67,7 +93,8 @@ class Failed(BaseModel):
 
 
 # a text with several masks has a list for each of them; a list of texts has such an answer for each
-FillAnswer = list[FillElement] | list[list[FillElement]] | list[list[FillElement] | list[list[FillElement]] | Failed]
+FillOne = list[FillElement] | list[list[FillElement]] | FilledTogether
+FillAnswer = FillOne | list[FillOne | Failed]
 
 
 # text-classification, token-classification, question-answering
@@ -128,10 +155,10 @@ TagAnswer = list[TagElement] | list[list[TagElement] | Failed]
 
 
 class Asked(Body):
-    """A question and the text that holds its answer."""
+    """A question and the text that holds its answer, or several of which one may."""
 
     question: str
-    context: str
+    context: str | Texts
 
 
 class AnswerParameters(Body):
@@ -155,12 +182,19 @@ class AnswerRequest(Body):
 
 
 class AnswerElement(BaseModel):
-    """An answer, alone where top_k is 1 or not given, in a list of answers otherwise."""
+    """An answer, alone where top_k is 1 or not given, in a list of answers otherwise; empty where the text holds none.
+
+    `context` is the number of the text, where there are several.
+    """
 
     answer: str
     score: float
     start: int
     end: int
+    context: int
+
+
+AnswerAnswer = AnswerElement | list[AnswerElement | list[AnswerElement] | Failed]
 
 
 # scores and tokens
@@ -222,6 +256,7 @@ class PageFill(Body):
     model: str | None = None
     top_k: Count = 5
     targets: Texts | None = None
+    joint: bool = False
 
 
 class PageText(Body):
@@ -248,11 +283,22 @@ class PageMask(BaseModel):
     candidates: list[PageCandidate]
 
 
+class PageTogether(BaseModel):
+    """What may stand at all masks together, and the text with it, in which the tokens begin at `starts`."""
+
+    tokens: list[str]
+    starts: list[int]
+    score: float
+    logprob: float
+    text: str
+
+
 class PageFilled(BaseModel):
-    """A text's masks; `truncated`: the model saw a window around each."""
+    """A text's masks, and where it was asked for what fills them together; `truncated`: the model saw a window around each."""
 
     masks: list[PageMask]
     truncated: bool
+    joint: list[PageTogether]
 
 
 class PageSurprisal(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import ConfigError
 from .guard import dumps
@@ -16,33 +17,35 @@ from .guard import dumps
 log = logging.getLogger(__name__)
 
 
-def _protocol() -> Any:
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol  # faster, where it is installed
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Protocol  # type: ignore[assignment]
-    return Protocol
+MAX_HEAD_BYTES = 2**16
 
 
-class Connection(_protocol()):  # type: ignore[misc]
-    """A connection that knows since when the head of a request is awaited.
+class Connection(HttpToolsProtocol):
+    """A connection that knows since when the head of a request is awaited, and how long it has become.
 
-    uvicorn waits for a request's head as long as the client likes; its body, and the sending of an answer, are timed by Guard.
+    uvicorn waits for a request's head as long as the client likes, and for any number of bytes; its body, and the sending of an answer, are
+    bounded by Guard.
     """
 
     def connection_made(self, transport: Any) -> None:
         """Begin to count, or hang up where there are too many."""
         super().connection_made(transport)
-        app = self.config.app
+        self.head_bytes = 0
+        app: Any = self.config.app
         self.since: float | None = self.loop.time()
         app.state.metrics.connections.set(len(self.connections))
         if len(self.connections) > app.state.limits.max_connections:
             self._end("503 Service Unavailable\r\nretry-after: 1", "too many connections are open; come back")
 
     def data_received(self, data: bytes) -> None:
-        """Count from the first byte of a request's head to its last."""
+        """Count from the first byte of a request's head to its last; the next one's may come while a request is answered."""
+        before = self.cycle
+        between = before is None or not before.more_body
         super().data_received(data)
         self.since = (self.since or self.loop.time()) if self.is_idle else None
+        self.head_bytes = self.head_bytes + len(data) if between and self.cycle is before else 0
+        if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._end("431 Request Header Fields Too Large", f"the head of the request is larger than {MAX_HEAD_BYTES:,} bytes")
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in JSON, as everything."""
@@ -97,7 +100,7 @@ def make_server(app: FastAPI, *, drain_seconds: int = 60) -> Server:
     """Return a server that, told to end, answers what it has accepted for at most `drain_seconds`."""
     config = uvicorn.Config(
         app, http=Connection, ws="none", lifespan="on", log_config=None, access_log=False, proxy_headers=False, server_header=False,
-        timeout_keep_alive=30, timeout_graceful_shutdown=drain_seconds, h11_max_incomplete_event_size=2**16,
+        timeout_keep_alive=30, timeout_graceful_shutdown=drain_seconds,
     )  # fmt: skip
     return Server(config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,20 +21,21 @@ from . import schema
 from .limits import Limits, Refused
 
 if TYPE_CHECKING:
-    from ..evaluate.pll import Scorer
     from ..tasks.classify import Classified, Classifier
     from ..tasks.ner import Tagged, Tagger
     from ..tasks.predictor import Predictor
+    from ..tasks.qa import Answered, Answerer
 
 OVERHEAD_TOKENS = 8  # of a text, whatever its length
 
 
 class Work(NamedTuple):
-    """What one request wants done: inputs, how, and whether it sent one input alone."""
+    """What one request wants done: inputs, how, whether it sent one input alone, and whether it is a search of many passes (`deep`)."""
 
     inputs: list[Any]
     options: Any
     single: bool = False
+    deep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,27 @@ def text_cost(work: Work) -> int:
 
 
 def read_fill(body: schema.FillRequest, limits: Limits) -> Work:
-    """Return a request to fill masks."""
+    """Return a request to fill masks.
+
+    Raises: Refused for options that exclude each other.
+    """
     inputs, single = inputs_of(body.inputs, limits)
     asked = body.parameters or schema.FillParameters()
+    if asked.joint and (asked.targets is not None or asked.max_pieces > 1):
+        raise Refused(422, "joint: targets are scored, and blanks of several pieces filled, each on its own; leave out one or the other")
+    if asked.beam is not None and not asked.joint and asked.max_pieces == 1:
+        raise Refused(422, "beam is the width of a search; give joint or max_pieces, too")
     options = FillOptions(
         top_k=asked.top_k or (5 if asked.targets is None else 10_000),  # given targets, all of them, unless it says how many
         targets=asked.targets, renormalize=asked.renormalize, vocabulary=asked.vocabulary, whole_words=asked.whole_words,
-        no_subwords=asked.no_subwords, independent=True,
+        no_subwords=asked.no_subwords, independent=not asked.joint, beam=asked.beam, max_pieces=asked.max_pieces,
     )  # fmt: skip
-    return Work(inputs, options, single)
+    return Work(inputs, options, single, asked.joint or asked.max_pieces > 1)
+
+
+def fill_cost(work: Work) -> int:
+    """Return about how many tokens the model will see; a search sees a text once for each filling that it follows, and more."""
+    return text_cost(work) * (work.options.width if work.deep else 1)
 
 
 def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list[Filled] | UnmaskError]:
@@ -105,8 +118,9 @@ def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list
     for number, work in enumerate(works):
         if outcomes[number] is None:
             chosen = work.options
-            # by the power of two: candidates that one request asks for are made for all
-            key = "targets" if chosen.targets is not None else replace(chosen, top_k=1 << (chosen.top_k - 1).bit_length(), vocabulary=None)
+            # by the power of two: candidates that one request asks for are made for all; but a search is as wide as its request has it
+            top_k = chosen.top_k if work.deep else 1 << (chosen.top_k - 1).bit_length()
+            key = "targets" if chosen.targets is not None else replace(chosen, top_k=top_k, vocabulary=None)
             groups[key, tuple(chosen.vocabulary or ())].append(number)
     for (kind, _), members in groups.items():
         pairs = [(text, works[number].options) for number in members for text in works[number].inputs]
@@ -115,11 +129,8 @@ def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list
 
             results = list(fill_targets(filler, pairs))
         else:
-            first = pairs[0][1]
-            found = filler.fill(
-                [text for text, _ in pairs], top_k=max(chosen.top_k for _, chosen in pairs), independent=True,
-                whole_words=first.whole_words, no_subwords=first.no_subwords, vocabulary=first.vocabulary,
-            )  # fmt: skip
+            options = replace(pairs[0][1], top_k=max(chosen.top_k for _, chosen in pairs))
+            found = filler.fill([text for text, _ in pairs], **asdict(options))
             results = [_cut(result, chosen.top_k) for result, (_, chosen) in zip(found, pairs, strict=True)]
         start = 0
         for number in members:
@@ -131,13 +142,14 @@ def run_fill(filler: Filler, works: Sequence[Work], limits: Limits) -> list[list
 
 def _cut(result: Filled, top_k: int) -> Filled:
     """Return a result with the candidates that its request asked for; another that ran with it may have asked for more."""
-    return replace(result, masks=tuple(mask[:top_k] for mask in result.masks))
+    return replace(result, masks=tuple(mask[:top_k] for mask in result.masks), joint=result.joint[:top_k])
 
 
 def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
-    total = 0
+    total = searched = 0
     for text in work.inputs:
-        masks = sum(1 for _ in filler.marker.finditer(text))
+        found = [match[0][0] for match in filler.marker.finditer(text)]
+        masks = len(found)
         if masks > limits.max_masks:
             return Refused(413, f"there are {masks:,} masks in a text; at most {limits.max_masks}: send it in parts")
         targets = work.options.targets
@@ -145,15 +157,33 @@ def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
             words = masks * min(work.options.top_k, len(filler.tokenizer))
         else:
             words = len(targets) * masks if isinstance(targets[0], str) else sum(map(len, targets))
+            words += min(work.options.top_k, 100) if work.deep else 0
         total += words * (len(text) + 64)
+        searched += _searched(work.options, masks, found.count("_")) if work.deep else 0
     if total > limits.max_answer_characters:
         return Refused(413, f"the answer would hold {total:,} characters of filled texts; at most {limits.max_answer_characters:,}: "
                             "ask for fewer candidates (top_k, targets), or send shorter texts")  # fmt: skip
+    if searched > limits.max_searched:
+        return Refused(413, f"the search would ask the model up to {searched:,} times; at most {limits.max_searched:,}: "
+                            "send fewer masks or blanks, or a smaller beam, top_k or max_pieces")  # fmt: skip
     return None
+
+
+def _searched(chosen: FillOptions, num_masks: int, num_blanks: int) -> int:
+    """Return about how many sequences a search asks the model about at most, of which each place that is filled again makes many."""
+
+    def most(places: int) -> int:
+        return chosen.width * (1 if places == 1 else 6 * places**2)
+
+    if chosen.independent:
+        return num_blanks * sum(map(most, range(1, chosen.max_pieces + 1)))
+    return most(num_masks) if num_masks > 1 else 0
 
 
 def show_fill(work: Work, results: Sequence[Filled]) -> Any:
     """Return candidates as the inference API has them, the likeliest first: a list, or a list for each of several masks.
+
+    Where they were to be filled together as well, the inference API has no shape for it: an object.
 
     Raises: Refused where a target has no score.
     """
@@ -162,11 +192,17 @@ def show_fill(work: Work, results: Sequence[Filled]) -> Any:
         masks = [
             [
                 {"score": one.score, "token": one.token_id, "token_str": one.token, "sequence": one.sequence, "word": one.word,
-                 "log_prob": one.log_prob, "truncated": result.truncated}
-                for one in sorted(mask, key=lambda one: -one.score)[: work.options.top_k]
+                 "log_prob": one.log_prob, "truncated": result.truncated, "token_ids": one.token_ids}
+                for one in (mask if work.deep else sorted(mask, key=lambda one: -one.score))[: work.options.top_k]
             ]
             for mask in result
         ]  # fmt: skip
+        if not work.options.independent:
+            together = [
+                {"score": one.score, "log_prob": one.log_prob, "tokens": one.token_ids, "token_strs": one.tokens, "sequence": one.sequence}
+                for one in result.joint
+            ]
+            return {"masks": masks, "joint": together}
         return masks[0] if len(masks) == 1 else masks
 
     def checked(result: Filled) -> Filled:
@@ -251,15 +287,67 @@ def load_tag(path: str | Path, **options: Any) -> Tagger:
     return Tagger.load(path, **options)
 
 
+# question-answering
+
+NUM_BEST = 20  # answers to a question, at most
+OF_THE_SERVICE = ("align_to_words", "doc_stride", "max_answer_len", "max_question_len", "max_seq_len")
+
+
+def read_answer(body: schema.AnswerRequest, limits: Limits) -> Work:
+    """Return a request to answer questions.
+
+    Raises: Refused for what would break words, cut a question, or leave the windows to the client; for more answers than are kept.
+    """
+    inputs, single = inputs_of(body.inputs, limits)
+    asked = body.parameters or schema.AnswerParameters()
+    given = [name for name in OF_THE_SERVICE if getattr(asked, name) not in (None, True)]
+    if given:
+        raise Refused(422, f"{', '.join(given)}: answers are of whole words, and windows those of the model; leave it out")
+    if (asked.top_k or 1) > NUM_BEST:
+        raise Refused(422, f"top_k = {asked.top_k}; at most {NUM_BEST} answers to a question")
+    return Work([(one.question, one.context) for one in inputs], asked, single)
+
+
+def show_answer(work: Work, results: Sequence[Answered]) -> Any:
+    """Return the answer to a question, or with top_k above 1 a list of the likeliest; an empty one says that the text holds none."""
+    top_k = work.options.top_k or 1
+
+    def show(result: Answered) -> Any:
+        found = [
+            {"answer": one.text, "score": one.score, "start": one.start, "end": one.end, "context": one.context} for one in result.answers
+        ]
+        nothing = {"answer": "", "score": result.no_answer, "start": 0, "end": 0, "context": 0}
+        if not found or not (result.answered or work.options.handle_impossible_answer is False):
+            found.insert(0, nothing)
+        return found[0] if top_k == 1 else found[:top_k]
+
+    return each(work, results, show)
+
+
+def answer_cost(work: Work) -> int:
+    """Return about how many tokens questions are with their contexts."""
+    texts = [text for question, context in work.inputs for text in (question, *([context] if isinstance(context, str) else context))]
+    return text_cost(Work(texts, None))
+
+
+def load_answer(path: str | Path, **options: Any) -> Answerer:
+    """Return a fine-tuned model."""
+    from ..tasks.qa import Answerer
+
+    return Answerer.load(path, num_best=NUM_BEST, **options)
+
+
 TASKS = {
     task.name: task
     for task in (
         Task("fill-mask", "ForMaskedLM", schema.FillRequest, schema.FillAnswer,
-             Filler.load, read_fill, run_fill, show_fill, text_cost),
+             Filler.load, read_fill, run_fill, show_fill, fill_cost),
         Task("text-classification", "ForSequenceClassification", schema.ClassifyRequest, schema.ClassAnswer,
              load_classify, read_classify, run_predict, show_classify, text_cost),
         Task("token-classification", "ForTokenClassification", schema.TagRequest, schema.TagAnswer,
              load_tag, read_tag, run_predict, show_tag, text_cost),
+        Task("question-answering", "ForQuestionAnswering", schema.AnswerRequest, schema.AnswerAnswer,
+             load_answer, read_answer, run_predict, show_answer, answer_cost),
     )
 }  # fmt: skip
 
@@ -275,58 +363,3 @@ def task_of(architectures: Sequence[str] | None, path: Path | str) -> Task:
         return found or TASKS["fill-mask"]
     known = ", ".join(f"*{task.architecture}" for task in TASKS.values())
     raise Refused(422, f"'{path}' is a {names[0]}, which is not served; architectures that are: {known}")
-
-
-# scores
-
-
-def read_score(body: schema.ScoreRequest, limits: Limits) -> Work:
-    """Return a request to score texts."""
-    inputs, single = inputs_of(body.inputs, limits)
-    few_characters(inputs, limits)
-    return Work(inputs, body.parameters or schema.ScoreParameters(), single)
-
-
-def few_characters(texts: Sequence[str], limits: Limits) -> None:
-    """Refuse texts that are too long to be answered token by token.
-
-    Raises: Refused.
-    """
-    size = sum(map(len, texts))
-    if size > limits.max_characters:
-        raise Refused(413, f"{size:,} characters; at most {limits.max_characters:,} in one request: send it in parts")
-
-
-def score_cost(work: Work) -> int:
-    """Return about how many tokens the model will see: each token is masked in a copy of its text."""
-    per_text = ((OVERHEAD_TOKENS + len(text) // 4) for text in work.inputs)
-    sampled = work.options.sample if work.options.method == "sampled" else None
-    return sum(size * min(size, sampled or size) for size in per_text)
-
-
-def run_score(scorer: Scorer, works: Sequence[Work], limits: Limits) -> list[Any]:
-    """Score the texts of many requests, those that ask for the same method together.
-
-    Returns for each request its (score, places of the tokens in the text) a text, or its error.
-    """
-    outcomes: list[Any] = [None] * len(works)
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for number, work in enumerate(works):
-        encodings = scorer.encoder.backend.encode_batch(work.inputs, add_special_tokens=False)
-        longest = max(len(encoding.ids) for encoding in encodings)
-        num_masked = min(longest, work.options.sample) if work.options.method == "sampled" else longest
-        if num_masked > limits.max_text_tokens:
-            outcomes[number] = Refused(
-                413, f"{num_masked:,} tokens of a text; at most {limits.max_text_tokens:,}, each of which is masked in turn: "
-                'send it in parts, or ask for a sample (parameters: {"method": "sampled"})')  # fmt: skip
-            continue
-        outcomes[number] = [encoding.offsets for encoding in encodings]
-        chosen = work.options
-        groups[(chosen.method, chosen.sample, chosen.seed)].append(number)
-    for (method, sample, seed), members in groups.items():
-        texts = [text for number in members for text in works[number].inputs]
-        results = scorer.score(texts, method, sample=sample, seed=seed)
-        for number in members:
-            outcomes[number] = [(next(results), places) for places in outcomes[number]]
-        next(results, None)  # lets the generator end
-    return outcomes

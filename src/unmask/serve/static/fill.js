@@ -5,7 +5,8 @@ import { el, keepOrReplace, percent, replace } from "./dom.js";
 import { createLanes } from "./lanes.js";
 import { TOP, createList, fold, scaleOf } from "./lists.js";
 import { tooMany, words } from "./sheet.js";
-import { fillIn, partsOf, question, toggle } from "./words.js";
+import { createTogether } from "./together.js";
+import { fillAll, fillIn, partsOf, question, toggle } from "./words.js";
 
 const WAIT = 250; // milliseconds after the last key
 
@@ -14,6 +15,7 @@ export function createFill(store, desk) {
   const lanes = createLanes(store, desk, { view: "fill", wait: WAIT, bodyOf, ask: fill, take, took });
   const own = [createOwn(), createOwn()]; // what the words that are hidden have themselves
   const panels = [];
+  const together = createTogether(pickAll, draw);
   const only = el("input", { id: "only", type: "text", placeholder: "any word", spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-keyshortcuts": "f" });
   const scaleNote = el("span", { class: "quiet" });
   const bar = el("div", { class: "ask" }, el("label", {}, "Only these words ", only), scaleNote);
@@ -23,7 +25,7 @@ export function createFill(store, desk) {
     el("p", {}, "Click a word to hide it, and see what the model would put there."),
     el("p", { class: "quiet" }, "With keys: arrows to a word, space to hide it, a number to put in a candidate. ", el("kbd", {}, "?"), " shows them all."),
   );
-  const root = el("div", { class: "fill" }, bar, lanes.errors, el("div", { class: "stage" }, hint, grid), notes);
+  const root = el("div", { class: "fill" }, bar, lanes.errors, el("div", { class: "stage" }, hint, grid, together.node), notes);
 
   only.addEventListener("input", () => store.set({ only: only.value }, { why: "typed" }));
   only.addEventListener("keydown", (event) => {
@@ -52,6 +54,7 @@ export function createFill(store, desk) {
 
   function took(lane, number, state) {
     if (number === 0) tell(masksOf(state), lane.value);
+    together.ask(number, lane.key);
     askOwn(lane, number, state);
   }
 
@@ -90,6 +93,8 @@ export function createFill(store, desk) {
     if (grid.children.length !== masks.length) grid.replaceChildren(...panels.slice(0, masks.length).map((panel) => panel.node));
     grid.classList.toggle("two", names.length > 1);
     masks.forEach((part, number) => panels[number].show({ state, part, count: masks.length, names, fresh, failed, seen, scale }));
+    const keys = names.map((name) => JSON.stringify(bodyOf(state, name)));
+    together.show({ keys, names, count: masks.length, wanted: !targets(state).length && !tooMany(state) && !failed[0] });
     const cut = names.filter((_, number) => fresh[number]?.truncated);
     notes.textContent = tooMany(state)
       ? "This text has too many words to make each one a button: edit it, and write ___ for a word to guess."
@@ -176,6 +181,13 @@ export function createFill(store, desk) {
     store.set({ ...fillIn(state, number, candidate), active: Math.max(0, Math.min(state.active, left - 1)) });
     // what had the focus may be gone: go on where the word was put
     if (inLists) desk.toSheet(store.get().picked.at(-1));
+  }
+
+  function pickAll(filling) {
+    const state = store.get();
+    if (masksOf(state).length !== filling.tokens.length) return; // it is of another sentence
+    store.set({ ...fillAll(state, filling), active: 0 });
+    desk.toSheet(store.get().picked.at(-1));
   }
 
   function activate(number) {

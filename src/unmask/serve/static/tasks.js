@@ -35,10 +35,11 @@ const KINDS = {
     view: "answer",
     label: "Answer",
     asks: true,
-    bodyOf: (state) => (state.question.trim() ? { inputs: { question: state.question.trim(), context: state.text } } : null),
+    bodyOf: (state) => (state.question.trim() ? { inputs: { question: state.question.trim(), context: state.text }, parameters: { top_k: 5 } } : null),
     take(answer) {
-      const all = [answer].flat().filter((one) => one.answer);
-      return { marks: all.slice(0, 1).map((one) => ({ start: one.start, end: one.end, label: "answer", colour: 0 })), rows: all.map((one) => ({ name: one.answer, score: one.score })) };
+      const all = [answer].flat(); // the first is the answer; it is empty where the text holds none
+      const best = all.slice(0, 1).filter((one) => one.answer);
+      return { marks: best.map((one) => ({ start: one.start, end: one.end, label: "answer", colour: 0 })), rows: all.map((one) => ({ name: one.answer || "no answer", score: one.score })) };
     },
     none: "No answer in this text.",
   },

@@ -107,6 +107,14 @@ export function fillIn(sentence, number, candidate) {
   return { text, hidden, picked: put === undefined || hidden.includes(put.start) ? picked : [...picked, put.start] };
 }
 
+/** Return a sentence with all of its masks filled together. */
+export function fillAll(sentence, { text, starts }) {
+  const at = codePoints(text);
+  const put = starts.map((start) => wordAt(text, at[start])?.start).filter((start) => start !== undefined);
+  const { picked } = retype({ ...sentence, hidden: [] }, text);
+  return { text, hidden: [], picked: [...new Set([...picked, ...put])] };
+}
+
 /** Return the word of a text in which a place lies. */
 export function wordAt(text, place) {
   return cut(text).find((part) => part.kind === "word" && part.start <= place && place < part.end);
