@@ -168,6 +168,8 @@ def _cannot_load(name: str, local: bool, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in reason:
         return f"'{name}' runs code of its own, which is not done unless asked: pass trust_remote_code=True if you trust its author"
+    if "ignore_mismatched_sizes" in reason:  # what is wrong stands in a table above it, in the log
+        return f"cannot load the model in '{name}': its weights are of another shape than its config.json says; take both from one model"
     if local:
         return f"cannot load the model in '{name}': {reason[:500]}"
     return (
