@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import questions
+
 BATCH, MAX_LENGTH, RATE = 32, 128, 2e-5
+LENGTHS = {"qa": questions.LENGTH}
 SIDES: dict[str, dict[str, Any]] = {
     "default": {},
     "tuned": {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"},
@@ -50,10 +53,11 @@ def ours(task: str, model: str, data: str, work: str) -> None:
         data,
         max_steps=1_000_000,
         batch_size=BATCH,
-        max_length=MAX_LENGTH,
+        max_length=LENGTHS.get(task, MAX_LENGTH),
         learning_rate=RATE,
         weight_decay=0.0,
         warmup_ratio=0.0,
+        hide_prob=0.0,  # the Trainer hides nothing
     )
     folder = Path(work) / "unmask"
     folder.mkdir(exist_ok=True)
@@ -62,6 +66,45 @@ def ours(task: str, model: str, data: str, work: str) -> None:
     turns = Turns()
     with prefetch(objective.loader) as batches:
         train(state, batches, objective.loss_sum, objective.recipe, lambda state, step: turns.step(round(step.num_labels)), objective.count)
+
+
+def quality(side: str, request: dict[str, Any]) -> str:
+    """Fine-tune a checkpoint to classify with the last weights kept, and return the folder of the model."""
+    data, output = request.pop("train"), request.pop("output")
+    request.pop("test")
+    if side == "unmask":
+        import unmask
+
+        settings = {"precision": "auto", "keep": "last", "eval_steps": 0, "save_steps": 0, "calibrate": False,
+                    "hide_prob": 0.0}  # fmt: skip
+        return str(unmask.finetune("classify", request.pop("model"), data, output=output, dev_share=1e-9, **request, **settings).model)
+    from transformers import AutoModelForSequenceClassification as Stock
+    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+
+    from unmask.tasks.classify_data import in_order, read_items
+    from unmask.tasks.recipe import TaskData
+
+    items, _ = read_items(data, TaskData())
+    labels = in_order(label for item in items for label in item.label or ())
+    set_seed(request["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(request["model"])
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    net = Stock.from_pretrained(request["model"], num_labels=len(labels), **names)
+    rows = [
+        {**tokenizer(item.text, truncation=True, max_length=request["max_length"]), "labels": labels.index((item.label or ("",))[0])}
+        for item in items
+    ]
+    arguments = TrainingArguments(
+        output_dir=output, use_cpu=True, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, bf16=True,
+        num_train_epochs=request["num_epochs"], per_device_train_batch_size=request["batch_size"], seed=request["seed"],
+        learning_rate=request["learning_rate"], weight_decay=request["weight_decay"], warmup_steps=request["warmup_ratio"],
+        optim="adamw_torch_fused",
+    )  # fmt: skip
+    Trainer(model=net, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer)).train()
+    net.config.problem_type = "single_label_classification"
+    net.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return output
 
 
 def stock(task: str, side: str, model: str, data: str, work: str) -> None:
@@ -99,7 +142,20 @@ def stock_classify(tokenizer, model: str, data: str, side: str) -> tuple[Any, An
     return net, rows, default_data_collator if side == "default" else DataCollatorWithPadding(tokenizer)
 
 
+def stock_qa(tokenizer, model: str, data: str, side: str) -> tuple[Any, Any, Any]:
+    """Return the model, the dataset and the collator of the question-answering example."""
+    from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, default_data_collator
+
+    rows = questions.stock_rows(tokenizer, data, pad=side == "default")
+    net = AutoModelForQuestionAnswering.from_pretrained(model)
+    return net, rows, default_data_collator if side == "default" else DataCollatorWithPadding(tokenizer)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "quality":
+        sys.stdin.readline()
+        print(json.dumps({"model": quality(sys.argv[2], json.loads(sys.argv[3]))}), flush=True)
+        sys.exit(0)
     task, side, model, data, work = sys.argv[1:]
     if side == "unmask":
         ours(task, model, data, work)

@@ -2,7 +2,9 @@
 
     python bench/predict.py [--data FILES] [--vocab VOCAB.txt] [--shapes base,mini] [--texts 256] [--rounds 3] [--json OUT.json]
 
-`default` is the pipeline as it comes: one text at a time, fp32. `tuned` is the pipeline in bf16 with batches of 32. Unmask predicts in
+`default` is the pipeline as it comes: one text at a time, fp32. `tuned` is the pipeline in bf16 with batches of 32. Questions have no
+pipeline any more: there `default` is what run_qa.py does (batches of 8, padded to 384 tokens), `tuned` bf16 in batches of 32, padded to the
+longest. Unmask predicts in
 fp32 against the first and in bf16 against the second where this machine multiplies faster in it. The sides are processes that take turns;
 the median over rounds of the ratios of texts a second is reported (`ratio_default_TASK`, `ratio_tuned_TASK`: the first shape's), beside how
 far the answers of the fp32 sides are apart. Models have random weights.
@@ -19,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+import questions
 from finetune import sentences
 from score import make_model
 from train import Side, environment, load_tokenizer
 
-TASKS = ("classify",)
-PAIRS = {"default": "unmask", "tuned": "unmask_auto"}  # what each peer is set beside
+TASKS = ("classify", "qa")
+# ratio -> whose texts a second are divided by whose
+PAIRS = {"default": ("unmask", "default"), "tuned": ("unmask_auto", "tuned"), "default_auto": ("unmask_auto", "default")}
 
 
 def measure(task: str, model: Path, data: Path, args: argparse.Namespace) -> dict:
@@ -43,9 +47,10 @@ def measure(task: str, model: Path, data: Path, args: argparse.Namespace) -> dic
             side.stop()
     apart = float(np.abs(np.array(answers["unmask"]["scores"]) - np.array(answers["default"]["scores"])).max())
     found = {f"{name}_texts_per_second": round(statistics.median(row[name] for row in rounds), 1) for name in sides}
-    ratios = {f"ratio_{peer}": round(statistics.median(row[own] / row[peer] for row in rounds), 2) for peer, own in PAIRS.items()}
-    same = answers["unmask"]["labels"] == answers["default"]["labels"]
-    return {**found, **ratios, "largest_score_difference": apart, "same_labels": same, "rounds": rounds}
+    ratios = {f"ratio_{name}": round(statistics.median(row[own] / row[peer] for row in rounds), 2) for name, (own, peer) in PAIRS.items()}
+    labels = {name: np.array(answer["labels"]) for name, answer in answers.items()}
+    shares = {f"same_labels{end}": float((labels[f"unmask{end}"] == labels["default"]).mean()) for end in ("", "_auto")}
+    return {**found, **ratios, "largest_score_difference": apart, **shares, "rounds": rounds}
 
 
 def main() -> None:
@@ -61,12 +66,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")
-        (work / "texts.json").write_text(json.dumps(sentences(tokenizer, args.data)[: args.texts]))
+        texts = sentences(tokenizer, args.data)
+        questions.write(texts, work / "questions.jsonl")
+        (work / "classify.json").write_text(json.dumps(texts[: args.texts]))
+        (work / "qa.json").write_text(json.dumps(questions.read(work / "questions.jsonl")[: args.texts]))
         result = environment(args.data)
         for shape in args.shapes.split(","):
             model = make_model(shape, tokenizer, work / shape)
             for task in args.tasks.split(","):
-                found = measure(task, model, work / "texts.json", args)
+                found = measure(task, model, work / f"{task}.json", args)
                 result.setdefault(task, {})[shape] = found
                 for name in PAIRS:
                     result.setdefault(f"ratio_{name}_{task}", found[f"ratio_{name}"])

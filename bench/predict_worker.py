@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import questions
+
 SEED = 7
 
 
@@ -54,6 +56,33 @@ def classify(side: str, model: str) -> Callable[[list[str]], tuple[list[str], li
         return [one["label"] for one in found], [one["score"] for one in found]
 
     return stock
+
+
+def qa(side: str, model: str) -> Callable[[list[dict[str, Any]]], tuple[list[str], list[float]]]:
+    """Return a function: questions -> the best answer to each, and its logits beyond those of none; transformers has no pipeline for it."""
+    import torch
+
+    from unmask.data.tokenizer import load_tokenizer
+    from unmask.model.new_head import with_new_head
+
+    net, tokenizer = with_new_head(model, "question_answering", labels=None, seed=SEED), load_tokenizer(model)
+    with torch.no_grad():
+        net.qa_outputs.weight.mul_(20)
+    if side.startswith("unmask"):
+        from unmask.tasks.qa import Answerer
+
+        answerer = Answerer(net, tokenizer, max_length=questions.LENGTH, precision="auto" if side == "unmask_auto" else "fp32")
+
+        def ours(rows: list[dict[str, Any]]) -> tuple[list[str], list[float]]:
+            found = answerer.predict((row["question"], row["context"]) for row in rows)
+            return [result.text or "" for result in found], [result.margin for result in found]
+
+        return ours
+    net.set_attn_implementation("sdpa")
+    if side == "tuned":
+        net = net.to(torch.bfloat16)
+    batch_size, pad = (8, True) if side == "default" else (32, False)  # run_qa.py's own; a larger batch, padded to its longest
+    return lambda rows: questions.stock_answers(net.eval(), tokenizer, rows, batch_size=batch_size, pad=pad)
 
 
 def main(task: str, side: str, model: str, data: str) -> None:

@@ -172,6 +172,21 @@ def test_everything_by_keyboard(visit, filler):
     assert sentence(page) == masked
 
 
+def test_masks_are_filled_together(visit, filler):
+    page = visit(hide="4.22")  # nurse, doctor
+    masked = TEXT.replace("nurse", "[MASK]").replace("doctor", "[MASK]")
+    best = filler.fill(masked, top_k=5).joint
+    rows = page.locator(".together .list:not(.stale) .row")
+    expect(rows).to_have_count(5)
+    assert rows.locator(".word-of").all_text_contents() == [" · ".join(one.tokens) for one in best]
+    rows.nth(1).click()
+    assert sentence(page) == best[1].sequence
+    expect(page.locator(".together")).to_be_hidden()
+    page.keyboard.press("Control+z")
+    assert sentence(page) == masked
+    expect(page.locator(".together .list:not(.stale) .row").first).to_be_visible()
+
+
 def test_picking_undoing_and_the_address(visit, filler, service):
     page = visit()
     masked = TEXT.replace("nurse", "[MASK]")
@@ -437,7 +452,9 @@ def tasks(tiny_bert):
         if name == "tags":
             return [one | {"score": float(one["score"])} for one in tags(inputs, **body["parameters"])]
         start = inputs["context"].index("garden")  # transformers 5 has no pipeline for it: an answer of the documented shape
-        return {"answer": "garden", "score": 0.75, "start": start, "end": start + 6}
+        garden = {"answer": "garden", "score": 0.75, "start": start, "end": start + 6}
+        nothing = {"answer": "", "score": 0.9, "start": 0, "end": 0}
+        return garden if inputs["question"] == "Where?" else [nothing, garden]
 
     app.state.found = {"classes": classes(TEXT, top_k=None), "tags": tags(f"😀 {TEXT}", aggregation_strategy="simple")}
     return app
@@ -472,6 +489,9 @@ def test_models_of_other_tasks(visit, tasks):
         expect(marks).to_have_text(["garden"])
         expect(page.locator(".task .row")).to_contain_text("garden")
         page.wait_for_url("**question=Where*")
+        page.get_by_label("Question").fill("When?")
+        expect(page.locator(".task .row").first).to_contain_text("no answer")
+        expect(marks).to_have_count(0)
         assert page.locator("#read").text_content() == text
         server.should_exit = True
         thread.join(20)

@@ -159,7 +159,7 @@ class AnswerScores:
 
     def best_thresholds(self) -> dict[str, float]:
         """Return the highest exact match and F1 that any threshold on these questions gives, and these thresholds."""
-        found = {}
+        found: dict[str, float] = {}
         for name, place in (("exact_match", 0), ("f1", 1)):
             threshold, value = best_threshold(*self.if_answered(place))
             found |= {name: value, f"{name}_threshold": threshold}
