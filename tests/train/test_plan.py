@@ -224,8 +224,8 @@ def test_what_cannot_be_is_refused(corpus, tokenizer_folder):
 
 
 def test_what_does_not_go_well_is_said(corpus, tokenizer_folder):
-    size = ["data.batch_tokens=4194304", "data.micro_tokens=4194304"]
-    huge = plan(recipes.load(overrides=["model.preset=tiny", "train.precision=bf16", *size]), devices="1xL4")
+    size = ["model.preset=base", "data.max_length=512", "data.batch_tokens=65536", "data.micro_tokens=65536", "data.vocab_size=32768"]
+    huge = plan(recipes.load(overrides=[*size, "train.precision=bf16"]), devices="1xL4")
     assert huge["memory_bytes"] > 1e9 * DEVICES["L4"].memory
     assert any("do not fit" in line for line in warnings([huge]))
     slow = plan(recipe_of(corpus, tokenizer_folder), devices="2xcpu", rate=1.0, bandwidth=0.001)
