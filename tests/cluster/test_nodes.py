@@ -31,11 +31,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A head, which serves clients too, with one CPU."""
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    of_head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "ray_client_server_port": free_port()}
+    """A head with one CPU, and the address at which it serves clients."""
+    for name, value in (("RAY_worker_niceness", "0"), ("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "300")):  # a machine may be busy
+        os.environ.setdefault(name, value)
+    port = free_port()
+    of_head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "ray_client_server_port": port}
     made = Nodes(head_node_args=of_head, initialize_head=True)
-    yield made
+    yield made, f"ray://127.0.0.1:{port}"
     made.shutdown()
 
 
@@ -52,7 +54,7 @@ def stores(folder: Path) -> dict[str, bytes]:
 
 
 def test_through_the_client_server(nodes, packed, sentences_file, tmp_path):
-    address = f"ray://127.0.0.1:{nodes.head_node.ray_params.ray_client_server_port}"
+    address = nodes[1]
     with Cluster(address) as cluster:
         pack(sentences_file, tmp_path / "out", tokenizer=packed[1], held_out=0.1, on=cluster)
         assert str(cluster) == f"{address}: 1 node, 1 CPUs, 0 GPUs"
@@ -63,16 +65,17 @@ def test_through_the_client_server(nodes, packed, sentences_file, tmp_path):
 def test_a_node_that_is_lost_costs_nothing_but_time(nodes, packed, sentences_file, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(packing, "BATCH_DOCUMENTS", 4)
-    second = nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    local = nodes[0]
+    second = local.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     alive = [True]
 
     def lose(stage, num_documents, num_bytes):
         team = cluster._team
         if alive and len({member.facts["node"] for member in team.members}) == 2:
             alive.clear()
-            nodes.remove_node(second, allow_graceful=False)
+            local.remove_node(second, allow_graceful=False)
 
-    with Cluster(nodes.address) as cluster:
+    with Cluster(local.address) as cluster:
         assert str(cluster).endswith("2 nodes, 2 CPUs, 0 GPUs")
         pack(sentences_file, tmp_path / "out", tokenizer=packed[1], held_out=0.1, on=cluster, progress=lose)
     assert not alive and any("is lost" in record.getMessage() for record in caplog.records)
