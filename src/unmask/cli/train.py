@@ -56,7 +56,7 @@ def pretrain(
 
 def adapt(
     output: Output,
-    model: Annotated[str | None, typer.Argument(help="Model to continue: a folder, a Hub id, or a recipe (.toml) that names one.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Model to continue: a folder, a Hub id, a recipe; unset: the box.")] = None,
     data: Data = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe (.toml).")] = None,
     tokenizer: Tokenizer = None,
