@@ -27,9 +27,9 @@ import numpy as np
 from train import environment
 
 HERE = Path(__file__).parent
-WARM_UP = 4  # steps
+WARM_UP = 2  # steps
 SAVES, MINUTES = 10, 5  # checkpoints of a run that does not say how many, and how long it is
-SETTINGS = ["model.preset=mini", "data.max_length=128", "data.batch_tokens=4096", "train.log_steps=1", "train.eval_steps=0"]
+SETTINGS = ["model.preset=mini", "data.max_length=128", "data.batch_tokens=16384", "train.log_steps=1", "train.eval_steps=0"]
 SETTINGS += ["train.eval_tokens=2000"]
 
 

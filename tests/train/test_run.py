@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, how they go on, and what they refuse."""
 
+import itertools
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.errors import CheckpointError, ConfigError, DataError, RunError, StoreError, TokenizerError
+from unmask.train.optim import OptimConfig
 
 TINY = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 SMALL = {"max_length": 32, "batch_tokens": 256, "held_out": 0.1, "device": "cpu", "precision": "fp32", "log_steps": 1}
@@ -124,6 +126,15 @@ def test_a_new_budget_prolongs_a_finished_run(corpus, tmp_path):
     assert weights(longer.folder).keys() == weights(whole.folder).keys()
 
 
+def test_steps_grow_where_that_is_asked_for(corpus, tmp_path):
+    settings = {"batch_tokens_start": 64, "batch_ramp_steps": 6, "reference_batch_tokens": 64, "schedule": "constant", "warmup_ratio": 0.0}
+    run = unmask.pretrain(output=tmp_path / "run", data=corpus, model=TINY, max_steps=9, **settings, **SMALL)
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines() if '"event"' not in line]
+    tokens = [after["tokens"] - before["tokens"] for before, after in itertools.pairwise([{"tokens": 0}, *lines])]
+    assert all(0.6 * 64 * packs < one <= 64 * packs for one, packs in zip(tokens, [1, 2, 2, 2, 3, 4, 4, 4, 4], strict=True)), tokens
+    assert {line["learning_rate"] for line in lines} == {2 * OptimConfig().learning_rate}
+
+
 def test_what_was_computed_cannot_be_changed_on_resuming(finished):
     for change in ("optim.learning_rate=1", "data.max_length=16", "train.seed=2"):
         with pytest.raises(ConfigError, match="cannot change in the middle of a run"):
@@ -217,6 +228,14 @@ def test_a_folder_in_use_is_refused(finished, corpus, tmp_path):
         ({"micro_tokens": 100}, ConfigError, "data.micro_tokens = 100; allowed: a divisor of data.batch_tokens = 256"),
         ({"model": {"hidden_sise": 12}}, ConfigError, "did you mean 'model.hidden_size'"),
         ({"model": {**TINY, "max_position_embeddings": 16}}, ConfigError, "max_length = 32 is more than the 16 positions"),
+        ({"parallel": "fsdp"}, ConfigError, 'optim.optimizer = "muon" needs them whole'),
+        ({"batch_tokens_start": 128}, ConfigError, "data.batch_tokens_start = 128, data.batch_ramp_steps = 0: give both, or neither"),
+        (
+            {"batch_tokens_start": 16, "batch_ramp_steps": 2},
+            ConfigError,
+            "data.batch_tokens_start = 16; allowed: from data.max_length = 32",
+        ),
+        ({"batch_tokens_start": 64, "batch_ramp_steps": 2, "num_epochs": 1.0}, ConfigError, "give the budget in steps, tokens or minutes"),
         ({"device": "tpu"}, ConfigError, "train.device = 'tpu'"),
         ({"masking": {"strategy": "words"}}, ConfigError, "masking.strategy = 'words'"),
         ({"data": "nowhere.txt"}, DataError, "nowhere.txt"),

@@ -59,6 +59,8 @@ def heldout(
                 labels, tokens = labels + len(batch.labels), tokens + batch.num_tokens
     finally:
         model.train(training)
+        if world.is_sharded:
+            model.reshard()  # type: ignore[operator]  # what a pass back would have done
     loss, *counts = world.sum(loss, correct, labels, tokens)
     correct, labels, tokens = map(int, counts)
     found = numbers(loss, correct, labels, num_documents=len(documents), num_tokens=tokens)
