@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 import unmask
 from unmask.train.distributed import World
 
+PLACES = ["hospital", "court", "school", "harbour", "market", "station", "garden", "library", "kitchen", "office", "village", "tower"]
 WORLDS = Path(__file__).with_name("worlds.py")
 TINY = {"preset": "tiny", "family": "bert", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 # AdamW with a large eps: where the gradient is next to nothing, Muon and a small eps would magnify the rounding
@@ -50,10 +52,17 @@ def runs(corpus, tmp_path_factory):
     jobs = [(size, train, {**SETTINGS, "data": corpus, "output": folder / str(size)}) for size in (1, 2, 4)]
     jobs += [(2, train, {**DROPOUT, "data": corpus, "output": folder / name}) for name in ("whole", "halves")]
     jobs += [(1, forget, {"run": folder / "halves", "step": 16}), (2, resume, {"folder": folder / "halves"})]
-    for first, then in ((1, 2), (2, 1)):
-        run = folder / f"{first}-{then}"
-        jobs += [(first, train, {**SETTINGS, "data": corpus, "output": run}), (1, forget, {"run": run, "step": 4})]
-        jobs += [(then, resume, {"folder": run})]
+    sharded = {"parallel": "fsdp"}
+    jobs += [(2, train, {**SETTINGS, **sharded, "data": corpus, "output": folder / "sharded"})]
+    for name, first, then, before, after in (
+        ("1-2", 1, 2, {}, {}),
+        ("2-1", 2, 1, {}, {}),
+        ("1-s", 1, 2, {}, sharded),
+        ("s-1", 2, 1, sharded, {}),
+    ):
+        run = folder / name
+        jobs += [(first, train, {**SETTINGS, **before, "data": corpus, "output": run}), (1, forget, {"run": run, "step": 4})]
+        jobs += [(then, resume, {"folder": run, **after})]
     said, code = together(*jobs)
     assert not code, said
     return folder
@@ -77,9 +86,9 @@ def assert_close(left, right, tolerance):
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("other", ["2", "4", "1-2", "2-1"])
+@pytest.mark.parametrize("other", ["2", "4", "1-2", "2-1", "sharded", "1-s", "s-1"])
 def test_the_number_of_processes_changes_nothing(runs, other):
-    """One process with 4 micro-batches a step is 4 with one each; a change half-way, too."""
+    """One process with 4 micro-batches a step is 4 with one each; so are 2 with half of the model each, and a change half-way."""
     one, many = steps(runs / "1"), steps(runs / other)
     assert [line["step"] for line in many] == list(range(1, 9))
     for name in ("tokens", "num_masked_tokens", "learning_rate"):
@@ -142,6 +151,33 @@ def test_gradients_sent_as_bf16_are_about_the_same(gradients):
         float((gradients["bf16.0"][name] - one).abs().max() / one.abs().max().clamp(min=1e-9)) for name, one in gradients["alone.0"].items()
     )
     assert 1e-5 < apart < 0.02
+
+
+def test_muon_shared_out_is_muon(tokenizer_folder):
+    said, code = together((3, ":muon", {"tokenizer": tokenizer_folder}))
+    assert not code, said
+
+
+def test_fine_tuning_in_two_processes_is_as_in_one(tiny_bert, tmp_path):
+    """The last step of an epoch has one example: one process has no part in it."""
+    rows = [{"text": f"The nurse {verb} the doctor in the {place}.", "label": verb} for verb in ("helps", "warns") for place in PLACES]
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:17]))
+    model = shutil.copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    # of dropout each process has random numbers of its own
+    (model / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    options = {
+        "task": "classify", "model": model, "train": data, "dev": data, "device": "cpu", "precision": "fp32", "batch_size": 8,
+        "num_epochs": 2, "log_steps": 1, "eps": 1e-3, "learning_rate": 1e-2,
+    }  # fmt: skip
+    said, code = together(*[(size, "unmask:finetune", {**options, "output": tmp_path / str(size)}) for size in (1, 2)])
+    assert not code, said
+    one, two = (steps(tmp_path / name) for name in ("1", "2"))
+    assert [line["num_examples"] for line in one] == [line["num_examples"] for line in two] == [8, 8, 1, 8, 8, 1]
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("1", "2")]
+    assert metrics[0]["macro_f1"] == metrics[1]["macro_f1"] and (tmp_path / "2" / "report.html").is_file()
 
 
 def test_a_process_that_hangs_is_named():

@@ -26,9 +26,10 @@ from unmask.data.store import TokenStore
 from unmask.data.tokenizer import load_tokenizer, special_ids
 from unmask.model.heads import forward_packed
 from unmask.model.load import ModelConfig, build_model
-from unmask.train import distributed
+from unmask.train import distributed, optim
 from unmask.train.loop import TrainConfig, TrainState, accumulate
 from unmask.train.loss import masked_loss_sum
+from unmask.train.optim import OptimConfig
 
 
 def free_port() -> int:
@@ -146,6 +147,28 @@ def gradients(store: str, tokenizer: str, output: str, case: str, compression: s
         assert world.gather(b"x" * world.rank) == [b"x" * rank for rank in range(world.size)]
         if world.is_first or case == "plain":
             save_file({key.replace(".inner", ""): value for key, value in tensors.items()}, f"{output}.{world.rank}")
+
+
+def muon(tokenizer: str) -> None:
+    """Check that Muon shared out is Muon, to the bit, its memory too."""
+    fields = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
+    words = load_tokenizer(tokenizer)
+    plain, shared = (build_model(ModelConfig(preset="tiny", fields=fields), words, max_length=32, seed=1) for _ in range(2))
+    with distributed.join(torch.device("cpu")) as world:
+        for fp32 in (True, False):
+            alone, together = optim.build(plain, OptimConfig(), fp32=fp32), optim.build(shared, OptimConfig(), fp32=fp32)
+            torch.manual_seed(5)
+            for _ in range(3):
+                for left, right in zip(plain.parameters(), shared.parameters(), strict=True):
+                    left.grad = torch.randn_like(left)
+                    right.grad = left.grad.clone()
+                for optimizer in alone:
+                    optimizer.step()
+                world.step(together)
+            assert all(torch.equal(*pair) for pair in zip(plain.parameters(), shared.parameters(), strict=True))
+            world.complete(together)
+            mine, ours = optim.state_tensors(alone), optim.state_tensors(together)
+            assert mine.keys() == ours.keys() and all(torch.equal(mine[name], ours[name]) for name in mine)
 
 
 def hang(seconds: float) -> None:

@@ -8,13 +8,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigError, RunError
+from . import turns
 from .sharded import Shards, shard
 from .watch import Watch
 
@@ -92,6 +93,14 @@ class World:
 
     def finish(self) -> None:
         """End a step's passes, also where there were none, or one of them has failed: the gradients are summed when it returns."""
+
+    def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Change the weights by what the optimizers make of their gradients."""
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def complete(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Have every process know all of the optimizers' state, of which it may have had a part."""
 
     def watching(self, seconds: float) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which a process that makes the others wait for so long ends them all."""
@@ -206,6 +215,24 @@ class Processes(World):
         """End a step's passes, also where there were none, or one of them has failed: the gradients are summed when it returns."""
         if self.gradients is not None:
             self.gradients.finish()
+
+    def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Change the weights by what the optimizers make of their gradients; on CPUs Muon, which takes long, is shared out."""
+        for optimizer in optimizers:
+            if self._shares_out(optimizer):
+                turns.shared_step(optimizer, self.rank, self.size)
+            else:
+                optimizer.step()
+
+    def complete(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Have every process know all of the optimizers' state, of which it may have had a part."""
+        for optimizer in optimizers:
+            if self._shares_out(optimizer):
+                turns.complete(optimizer, self.rank, self.size)
+
+    def _shares_out(self, optimizer: torch.optim.Optimizer) -> TypeGuard[torch.optim.Muon]:
+        # a GPU has made all matrices in less time than it takes to send them
+        return isinstance(optimizer, torch.optim.Muon) and self.device.type == "cpu"
 
     def watching(self, seconds: float) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which a process that makes the others wait for so long ends them all."""

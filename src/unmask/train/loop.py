@@ -165,8 +165,7 @@ def train(
         if fault is None:
             if config.optim.max_grad_norm:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.max_grad_norm, norm)
-            for optimizer in state.optimizers:
-                optimizer.step()
+            world.step(state.optimizers)
         for parameter in parameters:
             parameter.grad = None
 

@@ -272,6 +272,7 @@ class Session:
         state = self.state
         self.last_save = self.now()
         tensors, model = self.random_states(), state.model
+        self.world.complete(state.optimizers)
         for name, tensor in optim.state_tensors(state.optimizers).items():
             tensor = whole(tensor)
             if self.world.is_first:
