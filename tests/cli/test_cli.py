@@ -54,6 +54,12 @@ def test_help_names_every_verb_with_its_line(args, capsys):
         assert any(row.split(None, 1) == [name, line] for row in out.splitlines()), name
 
 
+def test_the_help_names_every_task():
+    from unmask.tasks.kinds import TASKS
+
+    assert VERBS["finetune"][1] == f"Fine-tune a model for a task: {', '.join(TASKS)}."
+
+
 def test_nothing_at_all_shows_the_help_and_is_bad_input(capsys):
     assert code_of([]) == 2
     assert capsys.readouterr().out.startswith("Usage: unmask")

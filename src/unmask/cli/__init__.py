@@ -29,7 +29,7 @@ VERBS = {
     "plan": ("plan", "Say what a run takes of memory, disk and time, on devices that may be elsewhere."),
     "status": ("status", "Say how a run stands, while another process is at it or after."),
     "doctor": ("doctor", "Look at labelled data: what is wrong with it, before anything is trained on it."),
-    "finetune": ("finetune", "Fine-tune a model for a task: classify, ner."),
+    "finetune": ("finetune", "Fine-tune a model for a task: classify, ner, qa."),
     "predict": ("predict", "Say what a fine-tuned model says of texts."),
     "fill": ("fill", "Fill the masks in a text."),
     "evaluate": ("evaluate", "Measure a model on hidden tokens of a text: loss, accuracy, F1, calibration, intervals."),
