@@ -41,6 +41,12 @@ def test_files_that_teach_nothing(tiny_bert, tmp_path, text, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_share_that_leaves_nothing_to_train_on_is_named(tiny_bert, tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\none,x\ntwo,y\n")
+    with pytest.raises(DataError, match=r"left to train on: all that can be used \(2\) are held out; give more, or --dev FILES"):
+        unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run", dev_share=0.9999, **SMALL)
+
+
 def test_one_class_alone_is_measured_as_far_as_it_can_be(classifier, tmp_path):
     path = write(tmp_path / "a.csv", "text,label\nThe judge meets,law\nThe lawyer meets,law\n")
     found = unmask.evaluate(classifier.folder, path, output=tmp_path / "out")

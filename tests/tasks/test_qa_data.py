@@ -111,6 +111,7 @@ BAD = {
     "lost_answer": ("error", {"question": "Who?", "answers": {"text": ["sailor"], "answer_start": [0]}}),
     "ambiguous_answer": ("error", {"question": "Who?", "answers": {"text": ["nurse"], "answer_start": [5]}}),
     "bad_offset": ("error", {"question": "Who?", "answers": {"text": ["judge"], "answer_start": ["x"]}}),
+    "other_offsets": ("error", {"question": "Who?", "answers": {"text": ["judge", "judge"], "answer_start": [33]}}),
     "moved_answer": ("warning", {"question": "Who?", "answers": {"text": ["judge"], "answer_start": [0]}}),
     "first_answer": ("warning", {"question": "Who?", "answers": "nurse"}),
     "found_answer": ("note", {"question": "Who?", "answers": "judge"}),
@@ -161,6 +162,11 @@ def test_several_contexts_hold_an_answer_in_one(tmp_path):
     }
     (item,), findings = read_items(written(tmp_path / "a.jsonl", [row]), TaskData())
     assert item.answers == (Gold("judge", 20, 1),) and not codes(findings)
+
+
+def test_answers_with_and_without_an_offset_are_all_read(tmp_path):
+    (item,), findings = read_items(written(tmp_path / "a.jsonl", rows_of({"question": "Who?", "answers": [*NURSE, "judge"]})), TaskData())
+    assert item.answers == (Gold("nurse", 4), Gold("judge", 33)) and not codes(findings)
 
 
 def item(question, *answers, context=CONTEXT, where=""):

@@ -204,7 +204,9 @@ class TaskObjective(Objective):
             train = [item for item, side in zip(items, sides, strict=True) if side == "train"]
             dev = [item for item, side in zip(items, sides, strict=True) if side != "train"]
         if not train:
-            raise DataError(f"{', '.join(recipe.data.sources)}: no example is left to train on" + "".join(f"\n  {f}" for f in findings))
+            held = "" if recipe.data.dev or not dev else f": all that can be used ({len(dev):,}) are held out; give more, or --dev FILES"
+            said = f"{', '.join(recipe.data.sources)}: no example is left to train on{held}"
+            raise DataError(said + "".join(f"\n  {f}" for f in findings))
         if not dev:
             findings.add("warning", "no_dev", "no example is held out to measure on: the data is too small for data.dev_share", count=0)
         return Data(train, dev, cls.settle(train, dev, recipe.options, findings, given_dev=bool(recipe.data.dev)), findings)

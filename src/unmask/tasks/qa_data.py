@@ -188,11 +188,12 @@ def written(value: Any, starts: Any) -> list[Written] | None:
         starts = value.get("answer_start", starts)
         value = value.get("text")
     if isinstance(value, (list, tuple)):
-        if value and isinstance(value[0], Mapping):
-            return [(one.get("text"), one.get("answer_start")) for one in value if isinstance(one, Mapping)]
+        if any(isinstance(one, Mapping) for one in value):
+            return [(one.get("text"), one.get("answer_start")) if isinstance(one, Mapping) else (one, None) for one in value]
         offsets = _parsed(starts) if isinstance(starts, str) else starts
-        several = isinstance(offsets, (list, tuple)) and len(offsets) == len(value)
-        return [(text, offsets[place] if several else None if len(value) > 1 else offsets) for place, text in enumerate(value)]
+        if isinstance(offsets, (list, tuple)):  # of another number than the answers they are nobody's: `locate` says so
+            return list(zip(value, offsets if len(offsets) == len(value) else [offsets] * len(value), strict=True))
+        return [(text, None if len(value) > 1 else offsets) for text in value]
     return [(str(value), starts[0] if isinstance(starts, (list, tuple)) and starts else starts)]
 
 
@@ -252,6 +253,9 @@ def read_answers(answers: Sequence[Written], contexts: Sequence[str], where: str
 
 def locate(text: str, start: Any, contexts: Sequence[str], where: str, findings: Findings) -> Gold | None:
     """Return where an answer stands; one that is not at its offset is taken from where it is, if that is clear; else it is an error."""
+    if isinstance(start, (list, tuple)):
+        findings.add("error", "other_offsets", "answers and their offsets differ in number", where)
+        return None
     try:
         offset = None if start is None or (isinstance(start, str) and not start.strip()) or start != start else int(float(start))
     except (TypeError, ValueError, OverflowError):
