@@ -181,6 +181,12 @@ def test_a_wrong_flag_is_bad_input_and_says_so(verb, capsys, args, message):
     assert message.lower() in captured.err.lower() and captured.out == ""
 
 
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_no_labels_cannot_be_shown(capsys, count):
+    assert code_of(["predict", "RUN", "a text", "--top-k", count]) == 2
+    assert "--top-k" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_gone_away_is_no_traceback():
     reading, writing = os.pipe()
     os.close(reading)

@@ -20,7 +20,9 @@ def predict(
     question: Annotated[str | None, typer.Option(help="A question, to a model that answers; from --context, or texts of --data.")] = None,
     context: Annotated[list[str] | None, typer.Option(help="A text that may hold the answer to --question; may repeat.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the results: JSON lines, or .conll (entities).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Labels (or answers) shown with their scores; by default all in JSON, else 3.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Labels (or answers) shown with their scores; by default all in JSON, else 3.")
+    ] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair, or of the question.")] = None,
