@@ -370,12 +370,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="then stop, to go on later with the same --work")
     parser.add_argument("--json", type=Path, help="write the result here too")
     args = parser.parse_args()
-    until = time.monotonic() + 60 * args.minutes
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
     import torch  # noqa: F401  (imported once, here)
 
     from train import environment
 
+    until = time.monotonic() + 60 * args.minutes
     folder = args.work or Path(tempfile.mkdtemp(prefix="unmask-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -83,7 +83,7 @@ class Checkpoints:
             seal(partial)
 
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # not its parents: where the run's folder is gone, nothing is written in its place
             self._sweep()
             _write_folder(target, fill)
         except (OSError, SafetensorError, RunError) as error:
@@ -228,7 +228,7 @@ def _write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir()
         fill(partial)
         for path in partial.rglob("*"):
             flush(path)

@@ -116,7 +116,7 @@ def start(recipe: RunRecipe, output: str | Path, make: Make = MaskedLanguageMode
 
 def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
     """Take a run that never began out of the way, so that it can be started again by its name; a packed corpus is kept."""
-    if (folder / "log.jsonl").exists():  # it began: its log says how it ended
+    if (folder / "log.jsonl").exists() or not folder.is_dir():  # it began: its log says how it ended, wherever it is now
         return
     packed = [folder / name for name in ("corpus", REPLAY, GENERAL) if is_packed(folder / name)]
     if packed:
