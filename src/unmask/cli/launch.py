@@ -13,6 +13,7 @@ import typer
 
 from ..errors import ConfigError
 
+A_CORE = 8  # processes: more of them would only wait for one another
 GRACE_SECONDS = 600  # for a checkpoint, after a signal; whoever sent it has patience of his own
 
 Processes = Annotated[int | None, typer.Option(min=1, help="Train in so many processes on this machine, its cores or GPUs shared out.")]
@@ -38,6 +39,8 @@ def launch(processes: int | None, restarts: int) -> int | None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processes > A_CORE * cores:
+        raise ConfigError(f"--processes {processes}, and this machine has {cores} cores; allowed: 1 to {A_CORE * cores}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ["UNMASK_LAUNCHED"] = "1"
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise processes that are started again may read addresses of the dead
@@ -53,6 +56,9 @@ def launch(processes: int | None, restarts: int) -> int | None:
         return 130
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        codes = [int(one.exitcode) for one in error.failures.values()]
+        if 2 in codes:  # one of them says what is wrong with the input; the others only that one of them failed
+            return 2
         if failure.exitcode > 0:
             return int(failure.exitcode)
         print(f"unmask: process {rank} of {processes} was killed by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, UnmaskError
 from . import turns
 from .sharded import Shards, shard
 from .watch import Watch
@@ -173,15 +173,20 @@ class Processes(World):
 
         Raises: RunError in the others where it failed.
         """
-        result, done = None, False
+        result, code = None, 1
         try:
             if self.is_first:
                 result = work()
-            done = True
+            code = 0
+        except UnmaskError as error:
+            code = error.exit_code
+            raise
         finally:
-            done = self.agree(done)
-        if not done:
-            raise RunError("the first process has failed; its message says why")
+            code = self.agree(code)
+        if code:
+            failed = RunError("the first process has failed; its message says why")
+            failed.exit_code = code  # what was wrong with the input is as wrong for all
+            raise failed
         return result
 
     def wrap(self, model: Any, loss_sum: LossSum, config: TrainConfig) -> LossSum:
