@@ -9,7 +9,7 @@ import torch
 
 import unmask
 from unmask.data.tokenizer import load_tokenizer
-from unmask.errors import UnmaskError
+from unmask.errors import ConfigError, UnmaskError
 from unmask.model.load import load_model
 
 TINY = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 48}
@@ -91,3 +91,8 @@ def test_a_model_says_the_same_or_is_not_loaded(whole, tmp_path):
         except UnmaskError as error:
             said.append(str(error))
     assert len(said) >= 15 and all("take another copy" in text for text in said)
+
+
+def test_settings_that_are_no_text_any_more_are_damaged_settings(half, tmp_path):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        unmask.resume(turned(half, tmp_path / "copy", "config.toml", 20, 7))

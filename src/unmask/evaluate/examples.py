@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.text import read
 from ..rng import rng
 
 if TYPE_CHECKING:
@@ -74,10 +74,7 @@ def filled_by(heldout: Path, models: Mapping[str, Path]) -> list[dict[str, Any]]
 
 
 def _texts(heldout: Path) -> Iterator[tuple[str, str]]:
-    with open(heldout, encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            yield record["id"], record["text"]
+    return ((document.id, document.text) for document in read(heldout, id_column="id"))
 
 
 def _is_one_token(word: str, tokenizer: Any) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-import tomllib
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..config import read_toml
 from ..errors import UnmaskError
 from ..train.card import NAMES, amount, shown
 from ..train.runlog import ENVIRONMENT, LOG, duration
@@ -36,7 +36,7 @@ def parts(folder: Path) -> list[str]:
 
     A finished run's model fills a dozen masks of held-out sentences for it, unless examples.json beside it has them already.
     """
-    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    settings = read_toml(folder / "config.toml")
     records = read_log(folder / LOG)
     metrics = read_json(folder / "metrics.json")
     demo = read_json(folder / report_demo.MARK)

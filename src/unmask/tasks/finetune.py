@@ -138,4 +138,4 @@ def is_task_run(folder: str | Path) -> bool:
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise CheckpointError(f"'{folder}' holds no run (no config.toml); name the folder that a run was made in")
-    return any(line.startswith("task = ") for line in path.read_text(encoding="utf-8").splitlines())
+    return any(line.startswith("task = ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
