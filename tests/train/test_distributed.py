@@ -33,7 +33,7 @@ def together(*jobs):
     """Run (size, function, options) one after another in that many processes each; return what the processes printed, and the exit code."""
     named = [{"size": size, "call": call, "options": options} for size, call, options in jobs]
     text = json.dumps(named, default=str)
-    done = subprocess.run([sys.executable, WORLDS, text], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([sys.executable, WORLDS, text], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     return done.stderr, done.returncode
 
 
@@ -220,7 +220,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_undisturbe
     while process.poll() is None and not (run / "checkpoints" / "step-00000008").is_dir():
         time.sleep(0.005)
     os.kill(worker(process.pid, 1), signal.SIGKILL)
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert output.count("this model") == 1
     assert [record["event"] for record in records(run) if record.get("event") in ("start", "resume")] == ["start", "resume"]
