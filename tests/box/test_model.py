@@ -94,7 +94,7 @@ def test_a_text_is_filled_without_importing_torch():
 def test_it_has_learnt_something():
     from unmask import Filler, score
 
-    (capital, *_), answers = Filler.load().fill(TEXTS[1], top_k=20)[0], {"capital", "city", "center", "centre", "king", "name"}
-    assert answers & {one.token for one in Filler.load().fill(TEXTS[1], top_k=20)[0]} and capital.score > 0.02
+    (best, *_) = Filler.load().fill("He was the first president of the United [MASK].")[0]
+    assert best.token == "states" and best.score > 0.5
     good, bad = score(None, ["The dogs are in the house.", "The dogs is in the house."])
     assert good.total > bad.total
