@@ -54,7 +54,7 @@ def test_a_recipe_s_own_model_is_the_one_it_names(name, shape, tiny_bert):
     recipe = recipes.load(FOLDER / f"{name}.toml")
     made = hf_config_for(recipe.model, load_tokenizer(tiny_bert), max_length=recipe.data.max_length)
     assert (made.model_type, made.num_hidden_layers, made.hidden_size) == ("modernbert", *shape)
-    assert made.max_position_embeddings == (recipe.model.max_position_embeddings or recipe.data.max_length)
+    assert made.max_position_embeddings == (recipe.model.fields.get("max_position_embeddings", recipe.data.max_length))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,7 +88,7 @@ def test_a_recipe_runs(name, sentences_file, tiny_bert, tmp_path):
         assert run.metrics["before"]["num_masked_tokens"] == run.metrics["num_masked_tokens"]
     else:
         assert model.config.model_type == "modernbert"
-        assert model.config.max_position_embeddings == (recipe.model.max_position_embeddings or recipe.data.max_length)
+        assert model.config.max_position_embeddings == (recipe.model.fields.get("max_position_embeddings", recipe.data.max_length))
         assert "untrained" in run.metrics
 
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]

@@ -122,7 +122,7 @@ def test_no_head(tiny_bert, sentences_file, tmp_path):
     config = BertConfig.from_pretrained(tiny_bert)
     shutil.copytree(tiny_bert, tmp_path / "task")
     BertForSequenceClassification(config).save_pretrained(tmp_path / "task")
-    with pytest.raises(CheckpointError, match="without its masked-language-model head"):
+    with pytest.raises(DataError, match="which column holds the label"):  # it is measured by its task
         unmask.evaluate(tmp_path / "task", sentences_file)
     GPT2Config().save_pretrained(tmp_path / "task")
     with pytest.raises(CheckpointError, match="no masked-language-model head"):

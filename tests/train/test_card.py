@@ -49,7 +49,7 @@ def test_the_card_of_an_adapted_model(run, text_file, tmp_path):
 
     adapted = adapt(run.model, text_file, output=tmp_path / "second", max_steps=2, **SMALL)
     body = split((adapted.model / "README.md").read_text())[1]
-    assert "# model, adapted to corpus.txt" in body
+    assert "# first, adapted to corpus.txt" in body
     assert "| before adapting |" in body and "untrained model" not in body and "AdamW (0.0001)" in body
     assert "base_model" not in body and str(tmp_path) not in body
 
