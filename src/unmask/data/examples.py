@@ -141,7 +141,8 @@ class ExampleLoader:
         tokens = spans(examples.bounds[segments], lengths)
         ids = np.full(used + room, self.pad_id, dtype=np.int64)
         ids[:used] = examples.input_ids[tokens]
-        if self.hide_prob and self.can_hide is not None:  # drawn for each token of the data: however steps are cut, the same are hidden
+        if self.hide_prob and self.can_hide is not None and self.mask_id is not None:
+            # drawn for each token of the data: however steps are cut, the same are hidden
             drawn = uniforms(self.seed, "hide", epoch, rows=tokens, columns=np.zeros(1, np.int64))
             ids[:used][(drawn < self.hide_prob) & self.can_hide[ids[:used]]] = self.mask_id
         types = None

@@ -252,7 +252,7 @@ def _second_pass(
         batches = _sides(spill, flags, held_out, dedup, counts, jsonl)
         for (side, ids, texts), tokens in along(over, _tokenized, batches, lambda batch: batch[2]):
             sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, len(texts))
-            writers[side].add_flat(*tokens, ids, sizes)
+            writers[side].add_flat(tokens[0], tokens[1], tokens[2], ids, sizes)
             encoder.count(side, tokens, sizes)
             num_documents, num_bytes = num_documents + len(ids), num_bytes + int(sizes.sum())
             progress("tokenize", num_documents, num_bytes)

@@ -59,7 +59,7 @@ def load(
 def spread(engine: Engine, on: Place, name_or_path: str | Path, tokenizer: Any, device: str) -> None:
     """Have an engine's passes run on a cluster, each on a worker, with the model of that name: the same passes as here."""
     asked = engine.max_tokens if engine.max_tokens != engine.backend.max_tokens else None  # else what suits the workers' device
-    how = {"max_tokens": asked, "lookahead": engine.lookahead, "precision": engine.precision_name}
+    how: dict[str, Any] = {"max_tokens": asked, "lookahead": engine.lookahead, "precision": engine.precision_name}
     on.spread(engine, name_or_path, partial(_engine, tokenizer=None if engine.model is None else tokenizer, **how), device=device)
 
 
