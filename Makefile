@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-slow lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -20,7 +20,11 @@ demo: setup
 
 # the models of the tests are so small that a second thread only makes the first one wait
 test: setup
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true $(VENV)/bin/python -m pytest -m "not slow"
+
+# those too that take a minute each: several nodes and training on a Ray cluster
+test-slow: setup
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true $(VENV)/bin/python -m pytest -m slow
 
 lint: setup
 	$(VENV)/bin/ruff check src tests bench

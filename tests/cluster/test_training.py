@@ -24,6 +24,8 @@ from unmask.errors import CheckpointError, ConfigError
 
 from ..conftest import sentences
 
+pytestmark = pytest.mark.slow
+
 MODEL = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 SMALL = {"max_length": 32, "batch_tokens": 256, "device": "cpu", "precision": "fp32", "log_steps": 1, "eval_steps": 0, "model": MODEL}
 

@@ -15,7 +15,6 @@ def gradients(model, batch):
     return float(loss.detach()), [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.slow
 def test_compiled_layers_give_the_same_gradients(make_model, make_loader):
     model, loader = make_model(num_hidden_layers=3).train(), make_loader()
     batches = [loader.batch(step)[0] for step in range(3)]
