@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -87,6 +88,23 @@ def test_a_run_that_was_interrupted_is_gone_on_with_and_has_a_report(capsys, fin
     assert code == 0 and "This run has not ended" in (half / "report.html").read_text()
     code, out, _ = run(capsys, "resume", half, "--json")
     assert code == 0 and json.loads(out)["task"] == "classify" and (half / "model" / "config.json").is_file()
+
+
+def test_what_cannot_be_predicted_is_told_aside_and_counted(capsys, finished, data, tmp_path, monkeypatch):
+    code, out, err = run(capsys, "predict", finished, "", "The judge meets the student .")
+    assert code == 0 and len(out.splitlines()) == 1 and out.startswith("law") and "1 of 2 could not be predicted" in err
+    code, out, err = run(capsys, "predict", finished, "")
+    assert code == 2 and not out and "1 of 1 could not be predicted" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    code, out, err = run(capsys, "predict", finished, "-")
+    assert code == 2 and not out and "there was nothing to predict" in err
+    before = data.read_bytes()
+    code, _, err = run(capsys, "predict", finished, "--data", data, "-o", data.parent / ".." / data.parent.name / data.name)
+    assert code == 2 and "is one of the files of --data" in err and data.read_bytes() == before
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("mine", encoding="utf-8")
+    code, _, _ = run(capsys, "predict", finished, "--data", tmp_path / "nothing.csv", "-o", kept)
+    assert code == 2 and kept.read_text(encoding="utf-8") == "mine"
 
 
 def test_what_is_not_fine_tuned_is_not_predicted_with(capsys, tiny_bert):

@@ -121,10 +121,20 @@ def test_what_cannot_be_served_is_said_at_the_start(tiny_bert, tmp_path, capsys)
             assert (exit.value.code, said in capsys.readouterr().err) == (2, True), args
 
 
+def test_a_name_that_is_no_folder_is_told_to_be_the_hub_s(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    running = Process("no-such-model", "--port", "0")
+    try:
+        assert any("'no-such-model' is no folder here, so it is had from the Hub when" in line for line in running.lines)
+    finally:
+        running.process.kill()
+
+
 def test_an_open_address_without_a_key_is_warned_of(tiny_bert):
     running = Process(str(tiny_bert), "--host", "0.0.0.0", "--port", "0")
     try:
         assert any("warning: 0.0.0.0 can be reached" in line for line in running.lines)
+        assert running.post("/models/tiny-bert", {"inputs": TEXT})[0] == 200  # it has begun: before that, Ctrl-C is an interruption (130)
         running.process.send_signal(signal.SIGINT)
         assert running.end() == 0
     finally:

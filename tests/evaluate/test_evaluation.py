@@ -44,6 +44,8 @@ def test_the_numbers_of_a_run_are_found_again(run, corpus):
 
 
 def test_the_text_of_a_corpus_is_measured_as_the_corpus_is(run, corpus):
+    with pytest.raises(ConfigError, match="max_tokens = -5"):
+        unmask.evaluate(run.model, corpus, max_tokens=-5)
     packed = unmask.evaluate(run.model, corpus, max_tokens=0)
     raw = unmask.evaluate(run.model, corpus.parent / "corpus" / "heldout.jsonl", max_length=32)
     assert raw["masks_fingerprint"] == packed["masks_fingerprint"] != run.metrics["masks_fingerprint"]

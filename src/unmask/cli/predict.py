@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .on import On, Workers, place
 
 
@@ -38,8 +38,8 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     on: On = None,
     workers: Workers = None,
-) -> None:
-    """Predict what a fine-tuned model says of texts, in order and in bounded memory; long texts are read whole, in windows.
+) -> int:
+    """Predict what a fine-tuned model says of texts, in order; long texts are read whole, in windows.
 
     A masked language model classifies by label words: `unmask predict MODEL --label-words good=great --label-words bad=awful TEXT`.
     """
@@ -53,6 +53,9 @@ def predict(
     if name is not None and label_words:
         raise ConfigError(f"--label-words: '{model}' is fine-tuned for {name}; label words are for masked language models")
     check_asked(model, name == "qa", text, data, question, context)
+    if output is not None and any(Path(one).resolve() == output.resolve() for one in data or ()):
+        raise ConfigError(f"--output {output} is one of the files of --data; name another file")
+    from ..data.whole import whole_file
     from ..tasks.recipe import TaskData
 
     kind = predictor(name or "classify")
@@ -75,17 +78,35 @@ def predict(
     else:
         made: Any = kind.load(model, max_length=max_length, **how)
         lines, shown = (made.record(item, result) for item, result in made.pairs(items)), made.shown
+    counted = Counted(lines)
     if output is not None:
-        count = 0
         columns = name == "ner" and output.suffix == ".conll"
-        with open(output, "w", encoding="utf-8") as file:
-            for line in lines:
+        with whole_file(output, error=DataError) as file:
+            for line in counted:
                 file.write(made.conll(line) if columns else json.dumps(_top(line, top_k), ensure_ascii=False) + "\n")
-                count += 1
-        print(f"{count:,} results written to {output}", file=sys.stderr)
-        return
-    for line in lines:
-        print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else shown(line, top_k or 3))
+        print(f"{counted.total:,} results written to {output}", file=sys.stderr)
+    else:
+        for line in counted:
+            aside = sys.stderr if "error" in line and not as_json else None
+            print(json.dumps(_top(line, top_k), ensure_ascii=False) if as_json else shown(line, top_k or 3), file=aside)
+    if not counted.total:
+        print("there was nothing to predict: no text was given (lines that are empty are passed over)", file=sys.stderr)
+    elif counted.failed:
+        print(f"{counted.failed:,} of {counted.total:,} could not be predicted; each says why", file=sys.stderr)
+    return 2 if counted.failed == counted.total else 0
+
+
+class Counted:
+    """Lines of results as they come, and how many of them are errors."""
+
+    def __init__(self, lines: Iterable[dict[str, Any]]) -> None:
+        self.lines, self.total, self.failed = lines, 0, 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in self.lines:
+            self.total += 1
+            self.failed += "error" in line
+            yield line
 
 
 def check_asked(
@@ -96,6 +117,10 @@ def check_asked(
         raise ConfigError(f"--question, --context: '{model}' answers no questions; they are for models that were fine-tuned for qa")
     if answers and (text or (context and question is None)):
         raise ConfigError("a model that answers questions is asked with --question Q --context TEXT (or --data TEXTS), or --data QUESTIONS")
+    if answers and question is None and not data:
+        raise ConfigError(
+            "give a --question with a --context or --data, or --data with questions and their contexts (SQuAD, CSV, JSON lines)"
+        )
     given, what = (context, "a --context") if answers else (text, "texts")
     if bool(given) == bool(data):
         raise ConfigError(f"give {what} or --data, not both" if given else f"give {what}, or files with --data")

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,6 +76,10 @@ def serve(
     )  # fmt: skip
     paths = parse_names(models or [f"box={named(None)}"])
     check_paths(paths)
+    for path in paths.values():
+        if not Path(path).expanduser().exists():  # may be a slip of the pen: a service that never answers should not look well
+            when = "now" if preload else "when it is first asked for; --preload does it at once"
+            print(f"unmask serve: '{path}' is no folder here, so it is had from the Hub {when}", file=sys.stderr)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("unmask").setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a line for whatever anybody sends would be theirs to write the log

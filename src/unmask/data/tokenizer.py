@@ -102,7 +102,7 @@ def _load_auto(name: str, revision: str | None) -> Any:
         if Path(name).is_dir():
             raise TokenizerError(f"cannot load the tokenizer in '{name}': {reason}") from error
         raise TokenizerError(
-            f"there is no folder '{name}', and no such tokenizer can be had from the Hub: {reason}; check the name, the network, "
+            f"there is no folder '{name}', and no such model can be had from the Hub: {reason}; check the name, the network, "
             "HF_HUB_OFFLINE and (for a private one) HF_TOKEN, or name a local folder or vocab.txt"
         ) from error
 

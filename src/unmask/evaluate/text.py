@@ -21,7 +21,7 @@ from ..data.pack import batches
 from ..data.store import TokenStore
 from ..data.text import Document, read
 from ..data.tokenizer import tokenizer_hash
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..train.setup import is_packed
 
 NO_VALUE = "(none)"
@@ -72,6 +72,8 @@ def open_text(
     Raises: DataError where there is nothing to measure on; StoreError for a corpus of another tokenizer.
     """
     sources = [data] if isinstance(data, (str, Path)) else list(data)
+    if max_tokens < 0:
+        raise ConfigError(f"max_tokens = {max_tokens}; allowed: 0 (all), or how many tokens to measure on")
     packed = [Path(source) for source in sources if is_packed(source) or is_packed(Path(source) / "heldout")]
     if packed and len(sources) > 1:
         raise DataError(f"--data names the packed corpus '{packed[0]}' and something else; name one packed corpus alone, or files only")

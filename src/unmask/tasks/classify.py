@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -17,6 +16,7 @@ from .encode import Segment, cuts, gather, room, tokenize
 from .predictor import Predictor, Scores
 
 if TYPE_CHECKING:
+    from .findings import Findings
     from .recipe import TaskData
 
 Text = str | tuple[str, str] | TextItem
@@ -200,14 +200,9 @@ class Classifier(Predictor):
         return table
 
     @classmethod
-    def items_of(cls, sources: Sequence[str], data: TaskData) -> list[TextItem]:
+    def read(cls, sources: Sequence[str], data: TaskData) -> tuple[list[TextItem], Findings]:
         """Return the texts of files: a column of them, or a text a line."""
-        items, findings = read_items(sources, data, labelled=False)
-        findings.refuse(data.on_bad)
-        for finding in findings:
-            if finding.level != "note":
-                print(finding, file=sys.stderr)
-        return items
+        return read_items(sources, data, labelled=False)
 
     def shown(self, line: Mapping[str, Any], top_k: int) -> str:
         """Return a line of predictions.jsonl as a person reads it on a terminal."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -21,6 +20,7 @@ from .ner_write import conll
 from .predictor import Predictor, Scores
 
 if TYPE_CHECKING:
+    from .findings import Findings
     from .recipe import TaskData
 
 Text = str | tuple[str, ...] | TaggedText
@@ -153,14 +153,9 @@ class Tagger(Predictor):
         return results
 
     @classmethod
-    def items_of(cls, sources: Sequence[str], data: TaskData) -> list[TaggedText]:
+    def read(cls, sources: Sequence[str], data: TaskData) -> tuple[list[TaggedText], Findings]:
         """Return the texts of files: columns of words, JSON lines with text or tokens, a column of texts, or a text a line."""
-        items, findings = read_tagged(sources, data, labelled=False)
-        findings.refuse(data.on_bad)
-        for finding in findings:
-            if finding.level != "note":
-                print(finding, file=sys.stderr)
-        return items
+        return read_tagged(sources, data, labelled=False)
 
     def record(self, item: Text, result: Tagged) -> dict[str, Any]:
         """Return a line of predictions.jsonl."""

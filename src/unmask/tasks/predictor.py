@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..model.load import Head
+    from .findings import Findings
     from .recipe import TaskData
 
 CHUNK = 1024  # items that are encoded, run and decoded together
@@ -129,11 +131,21 @@ class Predictor(ABC):
 
     @classmethod
     @abstractmethod
+    def read(cls, sources: Sequence[str], data: TaskData) -> tuple[list[Any], Findings]:
+        """Return the items of files, labelled or not, and what is wrong with the others."""
+
+    @classmethod
     def items_of(cls, sources: Sequence[str], data: TaskData) -> list[Any]:
         """Return the items of files, labelled or not.
 
         Raises: DataError where some cannot be used, unless they are to be dropped: then how many is told on the standard error.
         """
+        items, findings = cls.read(sources, data)
+        findings.refuse(data.on_bad)
+        for finding in findings:
+            if finding.level != "note":
+                print(finding, file=sys.stderr)
+        return items
 
     def one_or_many(self, items: Any, alone: tuple[type, ...]) -> Any:
         """Return the result of an item, which is of one of the types `alone`, or a list of those of many.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from .qa_scores import AnswerScores
 from .qa_windows import Spans, Tokens, best_spans, log_sum, neighbours, overlapping, read_tokens
 
 if TYPE_CHECKING:
+    from .findings import Findings
     from .recipe import TaskData
 
 Asked = tuple[str, str | Sequence[str]] | QuestionItem
@@ -266,14 +266,9 @@ class Answerer(Predictor):
             yield part
 
     @classmethod
-    def items_of(cls, sources: Sequence[str], data: TaskData) -> list[QuestionItem]:
+    def read(cls, sources: Sequence[str], data: TaskData) -> tuple[list[QuestionItem], Findings]:
         """Return the questions of files."""
-        items, findings = read_items(sources, data, labelled=False)
-        findings.refuse(data.on_bad)
-        for finding in findings:
-            if finding.level != "note":
-                print(finding, file=sys.stderr)
-        return items
+        return read_items(sources, data, labelled=False)
 
     def score(self, items: Sequence[QuestionItem], results: Sequence[Answered]) -> Scores:
         """Return the numbers of results beside the answers of the items.
