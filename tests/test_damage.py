@@ -20,6 +20,7 @@ from unmask.data.rows import read_rows
 from unmask.data.store import StoreWriter, TokenStore
 from unmask.data.text import read
 from unmask.errors import CheckpointError, ConfigError, DataError, StoreError, UnmaskError
+from unmask.tasks import recipe as task_recipes
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.ner_data import read_tagged
 from unmask.tasks.qa_data import read_items as read_questions
@@ -202,23 +203,13 @@ VALUES = st.one_of(
 
 
 @quick
-@given(text=damaged(RECIPE))
-def test_recipes(folder, text):
+@given(text=damaged(RECIPE), of_task=damaged(TASK_RECIPE))
+def test_recipes(folder, text, of_task):
     path = folder / "recipe.toml"
-    path.write_bytes(text)
-    with no_hang(), contextlib.suppress(ConfigError):
-        recipes.load(path).to_toml()
-
-
-@quick
-@given(text=damaged(TASK_RECIPE))
-def test_recipes_of_tasks(folder, text):
-    from unmask.tasks import recipe
-
-    path = folder / "recipe.toml"
-    path.write_bytes(text)
-    with no_hang(), contextlib.suppress(UnmaskError):
-        recipe.load(path).to_toml()
+    for content, load in ((text, recipes.load), (of_task, task_recipes.load)):
+        path.write_bytes(content)
+        with no_hang(), contextlib.suppress(UnmaskError):
+            load(path).to_toml()
 
 
 @quick

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from unmask.train.loop import TrainState, accumulate
 
 KINDS = {"health": ["hospital", "doctor", "nurse"], "law": ["court", "judge", "lawyer"], "sea": ["harbour", "sailor", "tower"]}
 
@@ -57,3 +60,32 @@ def write_csv():
 def write_jsonl():
     """Return a function: path, rows -> the path, written."""
     return make_jsonl
+
+
+@pytest.fixture
+def check_cuts(tmp_path):
+    """A check that how a step is cut changes nothing.
+
+    It takes make(micro_tokens, folder) -> objective, and the (micro_tokens, halvings) of each cut.
+    """
+
+    def check(make, cuts, *, least=2):
+        found = {}
+        for micro_tokens, halvings in cuts:
+            folder = tmp_path / f"{micro_tokens}-{halvings}"
+            folder.mkdir()
+            objective = make(micro_tokens, folder)
+            objective.model.eval()  # without dropout
+            batches = objective.loader.batch(0)
+            assert len(batches) == 1 if micro_tokens == 4096 else len(batches) >= least
+            state = TrainState(objective.model, [], halvings=halvings)
+            loss = accumulate(state, batches, objective.loss_sum, sum(map(objective.count, batches)))
+            found[micro_tokens, halvings] = loss, [p.grad for p in objective.model.parameters() if p.grad is not None]
+        (loss, gradients), *others = found.values()
+        assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-3
+        for other, theirs in others:
+            torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
+            for one, two in zip(gradients, theirs, strict=True):
+                torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+    return check

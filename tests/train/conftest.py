@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 
+import unmask
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 FIRST, LAST = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "ti", "vo"], ["n", "r", "st", "lo", "mi", "ka", "te"]
@@ -97,3 +99,11 @@ def make_loader(store, tokenizer):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="module")
+def corpus(text_file, tokenizer, tmp_path_factory):
+    """A packed corpus, with a tenth held out."""
+    folder = tmp_path_factory.mktemp("packed") / "corpus"
+    unmask.pack(text_file, folder, tokenizer=tokenizer, held_out=0.1, dedup="none")
+    return folder

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import unmask
 from unmask.train.distributed import World
 
 PLACES = ["hospital", "court", "school", "harbour", "market", "station", "garden", "library", "kitchen", "office", "village", "tower"]
@@ -35,13 +34,6 @@ def together(*jobs):
     text = json.dumps(named, default=str)
     done = subprocess.run([sys.executable, WORLDS, text], capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     return done.stderr, done.returncode
-
-
-@pytest.fixture(scope="module")
-def corpus(text_file, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed") / "corpus"
-    unmask.pack(text_file, folder, tokenizer=tokenizer, held_out=0.1, dedup="none")
-    return folder
 
 
 @pytest.fixture(scope="module")

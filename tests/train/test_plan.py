@@ -30,13 +30,6 @@ def recipe_of(data, tokenizer, **settings):
     return recipes.load(settings=made)
 
 
-@pytest.fixture(scope="module")
-def corpus(text_file, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed") / "corpus"
-    unmask.pack(text_file, folder, tokenizer=tokenizer, held_out=0.1, dedup="none")
-    return folder
-
-
 @pytest.mark.parametrize(("optimizer", "family"), [("muon", "modernbert"), ("adamw", "bert")])
 def test_the_files_of_a_run_have_the_sizes_that_were_planned(optimizer, family, corpus, tokenizer_folder, tmp_path):
     recipe = recipe_of(corpus, tokenizer_folder, optimizer=optimizer, model={**TINY, "family": family}, max_steps=1)
@@ -120,7 +113,8 @@ print(1024 * (kilobytes("VmHWM:") - before))
 def test_a_process_grows_by_what_was_counted(corpus, tokenizer_folder):
     """The resident size of a real process against the count: allocators keep more than they are asked for, hardly less."""
     command = [sys.executable, "-c", RESIDENT, str(tokenizer_folder)]
-    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # what an allocator keeps varies from process to process
+    grown = min(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2))
     recipe = recipe_of(corpus, tokenizer_folder, model={"preset": "tiny"}, max_length=128)
     told = footprint_of(recipe, micro_tokens=8192, length=128, probability=0.3)
     assert 0.8 * told.highest < grown < 1.5 * told.highest

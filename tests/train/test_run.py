@@ -17,13 +17,6 @@ SMALL = {"max_length": 32, "batch_tokens": 256, "held_out": 0.1, "device": "cpu"
 
 
 @pytest.fixture(scope="module")
-def corpus(text_file, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed") / "corpus"
-    unmask.pack(text_file, folder, tokenizer=tokenizer, held_out=0.1, dedup="none")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     """A run of 24 steps on a packed corpus."""
     folder = tmp_path_factory.mktemp("runs") / "first"

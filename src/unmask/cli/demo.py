@@ -14,7 +14,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo; one that is there is moved beside it.")] = Path(
         "runs/demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Minutes of training, of each of the two models.")] = 2.5,
+    minutes: Annotated[float, typer.Option(help="Minutes of training, of each of the two models.")] = 3.0,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Text to use instead of the documentation.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Any field of a recipe: section.key=value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,

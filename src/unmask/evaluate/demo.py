@@ -33,7 +33,7 @@ SHARED = ("data.", "train.")  # settings given by hand that are for both models
 def demo(
     output: str | Path = "runs/demo",
     *,
-    minutes: float = 2.5,
+    minutes: float = 3.0,
     sources: str | Sequence[str] = "python-docs",
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
