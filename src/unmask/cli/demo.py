@@ -14,7 +14,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the demo; one that is there is moved beside it.")] = Path(
         "runs/demo"
     ),
-    minutes: Annotated[float, typer.Option(help="Minutes of training, of each of the two models.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.001, help="Minutes of training, of each of the two models.")] = 3.0,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Text to use instead of the documentation.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", "-s", help="Any field of a recipe: section.key=value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
@@ -59,7 +59,7 @@ def show(metrics: dict[str, Any], output: Path) -> None:
     found = metrics.get("words")
     names = NAMES if found else {"from_scratch": NAMES["from_scratch"]}
     if found:
-        title = f"{found['num_words']:,} hidden words of the same documents, for models of different vocabularies"
+        title = f"{found['num_words']:,} hidden words of {found['num_documents']:,} of these documents, for models of different vocabularies"
         table = Table(title=title, title_justify="left")
         for column in ("", "accuracy", "bits per byte"):
             table.add_column(column, justify="left" if not column else "right")

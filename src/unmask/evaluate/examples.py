@@ -53,8 +53,8 @@ def masked_sentences(heldout: Path, *tokenizers: Any, count: int = 12, seed: int
 
 
 def fill_examples(filler: Filler, items: list[dict[str, str]], *, top_k: int = 5) -> list[dict[str, Any]]:
-    """Return the items with what the model puts there: `candidates` of token and score."""
-    filled = filler.fill([item["text"] for item in items], top_k=top_k)
+    """Return the items with what the model puts there, of whole words as the answers are: `candidates` of token and score."""
+    filled = filler.fill([item["text"] for item in items], top_k=top_k, whole_words=True)
     return [
         {**item, "candidates": [{"token": candidate.token, "score": candidate.score} for candidate in (result[0] if len(result) else ())]}
         for item, result in zip(items, filled, strict=True)

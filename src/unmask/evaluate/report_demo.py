@@ -68,7 +68,7 @@ def examples(items: Iterable[Mapping[str, Any]]) -> str:
         return ""
     note = (
         "Sentences of held-out documents, chosen by a hash and not by how they came out; the marked word, one token of both vocabularies, "
-        f"was hidden. Below, the first {SHOWN} guesses of each model."
+        f"was hidden. Below, the first {SHOWN} whole words that each model guesses."
     )
     return f'<section><h2>Filled masks</h2><p class="note">{note}</p><div class="cards">{"".join(cards)}</div></section>'
 

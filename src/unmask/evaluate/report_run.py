@@ -210,7 +210,7 @@ def examples(items: Iterable[Mapping[str, Any]]) -> str:
         return ""
     note = (
         "Sentences of held-out documents, chosen by a hash and not by how they came out. The marked word was hidden from the model; "
-        "below are its first five guesses. Filled: the word is among them."
+        "below are the first five whole words that it guesses. Filled: the word is among them."
     )
     return f'<section><h2>Filled masks</h2><p class="note">{note}</p><div class="cards">{"".join(cards)}</div></section>'
 
