@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from faults import Case, cases, check_time, digests, undisturbed, untimed
+from faults import Case, cases, check_time, digests, untimed
+from processes import undisturbed
 
 OUTCOMES = ("found", "same", "SILENT", "TRACEBACK", "CRASH")
 
@@ -39,6 +40,60 @@ def loaded(run: Path) -> dict:
     return {"ids": batch["input_ids"].tolist(), "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()}
 
 
+def classified(run: Path) -> dict:
+    """Load a classifier, and return what it says of texts."""
+    import unmask
+
+    found = unmask.Classifier.load(run / "model", device="cpu").predict(["ba de go", "a"])
+    return {"classes": repr(found)}
+
+
+def shown(run: Path) -> dict:
+    """Make a report, which shows what it finds: what counts is that it does not break."""
+    from unmask.evaluate.report import write
+
+    write(run)
+    return {}
+
+
+def trained(corpus: Path) -> dict:
+    """Train some steps on a packed corpus, and return what came of it."""
+    import unmask
+
+    run = corpus.with_name("trained")
+    shutil.rmtree(run, ignore_errors=True)
+    model = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    unmask.pretrain(
+        output=run, data=corpus, model=model, max_steps=2, eval_steps=2, max_length=32, batch_tokens=256, device="cpu", precision="fp32"
+    )
+    return {**digests(run / "model", ("README.md",)), "metrics": untimed(json.loads((run / "metrics.json").read_text(encoding="utf-8")))}
+
+
+def read_back(corpus: Path) -> dict:
+    """Read all that a packed corpus holds."""
+    import numpy as np
+
+    import unmask
+
+    tokenizer = unmask.load_tokenizer(corpus / "tokenizer")
+    found: dict = {
+        "tokenizer": tokenizer("ba de [MASK] go a")["input_ids"],
+        "texts": [one.text for one in unmask.read(corpus / "heldout.jsonl")],
+    }
+    for side in ("train", "heldout"):
+        store = unmask.TokenStore.open(corpus / side)
+        documents = range(len(store))
+        found[side] = [array.tolist() for array in store.gather(np.arange(len(store)))]
+        found[side] += [[(store.document_id(one), store.num_bytes(one)) for one in documents], store.fingerprint, store.vocab_size]
+    return found
+
+
+def over(case: Case, work: Path, name: str) -> Path:
+    """Return what an undisturbed command leaves."""
+    undisturbed(case.first(work / name), work / f"{name}.txt")
+    return work / name
+
+
 def halfway(case: Case, work: Path) -> Path:
     """Return a run as one that was killed after its last checkpoint but one leaves it."""
     run = work / f"half-{case.name}"
@@ -56,14 +111,20 @@ def turn(file: Path, whole: bytes, place: int, bit: int) -> None:
 
 
 def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tuple[int, int]], told: Path) -> None:
-    """In a process of its own: turn one bit of a file after the other, use the folder, and write down what became of it."""
+    """In a process of its own: turn one bit of a file after the other, use the folder, and write down what became of it.
+
+    What an undamaged one comes to is kept beside `told`.
+    """
     from unmask.errors import UnmaskError
 
     def copy() -> Path:
         shutil.rmtree(folder.with_name("copy"), ignore_errors=True)
         return Path(shutil.copytree(folder, folder.with_name("copy")))
 
-    expected = use(copy())
+    known = told.with_name(f"expected-{use.__name__}-{folder.name}.json")
+    if not known.exists():
+        known.write_text(json.dumps(use(copy())), encoding="utf-8")
+    expected = json.loads(known.read_text(encoding="utf-8"))
     with open(told, "a", encoding="utf-8") as file:
         for place, bit in spots:
             turn(copy() / name, (folder / name).read_bytes(), place, bit)
@@ -71,7 +132,7 @@ def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tu
             file.flush()
             signal.alarm(120)  # what goes on for ever ends the process, and is told as that
             try:
-                file.write("same\n" if use(folder.with_name("copy")) == expected else "SILENT\n")
+                file.write("same\n" if json.loads(json.dumps(use(folder.with_name("copy")))) == expected else "SILENT\n")
             except UnmaskError as error:
                 file.write(f"found {json.dumps(str(error)[:300])}\n")
             except BaseException as error:
@@ -83,10 +144,19 @@ def turned(work: Path, flips: int, seed: int, until: float) -> dict:
     """Turn so many bits of every file (one of each byte of a short one) that a run leaves, and return what became of it."""
     known, record = cases(work, seed), work / "bits.jsonl"  # what was done before is not done again
     results = dict(json.loads(line) for line in record.read_text().splitlines()) if record.exists() else {}
-    runs = {"pretrain": ("raw", resumed), "finetune": ("finetune", resumed), "model": ("", loaded)}
-    for use, (name, function) in runs.items():
-        folder = halfway(known[name], work) if name else work / "base"
-        inner = folder / "model" if function is loaded else folder
+    runs: dict[str, tuple[Callable[[], Path], str, Callable[[Path], dict]]] = {  # what is used, what is damaged of it, and how it is used
+        "pretrain": (lambda: halfway(known["raw"], work), "", resumed),
+        "finetune": (lambda: halfway(known["finetune"], work), "", resumed),
+        "model": (lambda: work / "base", "model", loaded),
+        "classifier": (lambda: over(known["finetune"], work, "tuned"), "model", classified),
+        "corpus, trained on": (lambda: over(known["pack"], work, "packed"), "", trained),
+        "corpus, read": (lambda: over(known["pack"], work, "packed"), "", read_back),
+        "finished run, resumed": (lambda: work / "base", "", resumed),
+        "finished run, reported": (lambda: work / "base", "", shown),
+    }
+    for use, (make, part, function) in runs.items():
+        folder = make()
+        inner = folder / part
         for path in sorted(path for path in inner.rglob("*") if path.is_file() and path.stat().st_size):
             if (key := f"{use}: {path.relative_to(inner).as_posix()}") in results:
                 continue

@@ -6,9 +6,10 @@ A case is a command on a tiny model; a life of it is a run that is killed severa
 amount of the process's own time, in the middle of what it is writing, or (SIGTERM) so that it may save first. In the end everything must
 be as if nothing had happened: weights and packed corpora to the bit, and the log with every step once, on the same batches. The processes
 are forked from one that has imported torch, so that a kill costs a second; what is killed is a whole `unmask` command. Other cases are
-`processes` (two that train together: one of them is killed, or the launcher) and `ray` (packing with two workers: one of them, or the
-driver). `--work` keeps the lives that are over, and goes on with them. With `--flips` so many bits of every file that a run leaves are
-turned as well (bits.py). The result is JSON; the exit code is 1 where anything differs.
+`processes` (two that train together), `ray` (packing on a cluster of its own) and `cluster` (packing by two workers of a cluster that
+stays): killed is a worker, the launcher or driver, or both; a command that loses a worker must come to the same end by itself, and none
+may leave a process behind. `--work` keeps the lives that are over, and goes on with them. With `--flips` so many bits of every file that
+a run leaves are turned as well (bits.py). The result is JSON; the exit code is 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from processes import descendants, left_of, named, start, undisturbed, used_seconds, wait_for
 
 MODEL = [
     "model.preset=tiny", "model.family=bert", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64",
@@ -36,18 +40,19 @@ MODEL = [
     "data.micro_tokens=128", "train.eval_steps=12",
 ]  # fmt: skip
 TRAIN = ["train.log_steps=1", "train.save_steps=3", "train.precision=fp32", "train.device=cpu"]
-STEPS, LIFE = 45, 6  # of a run; kills of a life
+STEPS, LIFE, LIFE_OF_MANY = 45, 6, 3  # of a run; kills of a life, and of one with workers, which takes longer
+LINES, MANY_LINES = 400, 20000  # of the text; that which is packed on a cluster makes some twenty batches
 INTERRUPTED = 130
 TIMED = (  # what no two runs have alike
     "seconds", "tokens_per_second", "tokens_per_second_per_process", "wait_share", "communication_share", "peak_memory_bytes",
 )  # fmt: skip
 
 
-def write_text(path: Path, seed: int) -> Path:
+def write_text(path: Path, seed: int, lines: int = LINES) -> Path:
     """Write a small corpus of made-up words."""
     generator = random.Random(seed)
     words = ["".join(generator.choices("aeioubdgklmnrst", k=generator.randint(2, 7))) for _ in range(150)]
-    path.write_text("".join(" ".join(generator.choices(words, k=generator.randint(4, 40))) + "\n" for _ in range(400)), encoding="utf-8")
+    path.write_text("".join(" ".join(generator.choices(words, k=generator.randint(4, 40))) + "\n" for _ in range(lines)), encoding="utf-8")
     return path
 
 
@@ -56,109 +61,6 @@ def write_labelled(text: Path, path: Path) -> Path:
     lines = text.read_text(encoding="utf-8").splitlines()
     path.write_text("".join(json.dumps({"text": one, "label": "ab"[one[0] > "g"]}) + "\n" for one in lines), encoding="utf-8")
     return path
-
-
-# processes
-
-
-def start(args: list[str], errors: Path, modules: Path | None = None) -> int:
-    """Fork a process that runs the command `unmask` with arguments, and return its number; `modules`: where it writes what it imported."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with open(errors, "ab", buffering=0) as file, open(os.devnull, "wb") as nothing:
-            os.dup2(file.fileno(), 2)
-            os.dup2(nothing.fileno(), 1)
-        from unmask.cli import main
-
-        sys.argv = ["unmask", *args]
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exception(error)
-    finally:
-        if modules is not None:
-            modules.write_text("\n".join(sys.modules), encoding="utf-8")
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def used_seconds(process: int) -> float:
-    """Return how long a process has kept the processor: by it the moment of a kill is chosen, so that a busy machine changes little."""
-    return time.clock_gettime((~process << 3) | 2)  # what clock_getcpuclockid(3) says
-
-
-def wait_for(process: int, reached: Callable[[], bool], pause: float) -> int | None:
-    """Wait until something is reached, and return None, or the exit code of a process that has ended before."""
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if reached():
-            return None
-        time.sleep(pause)
-
-
-def descendants(process: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-    found = [process]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
-
-
-def named(processes: list[int], mark: str) -> list[int]:
-    """Return those of some processes that have a word in their command line."""
-    found = []
-    for one in processes:
-        try:
-            if mark in Path(f"/proc/{one}/cmdline").read_text(errors="replace"):
-                found.append(one)
-        except OSError:
-            continue
-    return found
-
-
-def gone(processes: list[int], seconds: float = 120) -> None:
-    """Wait until processes have ended; those that nothing ends are a fault of their own."""
-    end = time.monotonic() + seconds
-    while left := [one for one in processes if Path(f"/proc/{one}/cmdline").exists() and Path(f"/proc/{one}/cmdline").read_bytes()]:
-        if time.monotonic() > end:
-            raise SystemExit(f"processes {left} go on without the one that started them")
-        time.sleep(0.05)
-
-
-def undisturbed(args: list[str], errors: Path) -> tuple[float, float]:
-    """Run a command to its end (unless that was done before), import here what it imported there, and return how long it took.
-
-    The times are that of the processor, and that by the clock.
-    """
-    modules, record = errors.with_suffix(".modules"), errors.with_suffix(".json")
-    if not record.exists():
-        shutil.rmtree(args[-1], ignore_errors=True)  # of one that was stopped: the folder is named last
-        before, begin = os.times().children_user, time.monotonic()
-        if os.waitstatus_to_exitcode(os.waitpid(start(args, errors, modules), 0)[1]):
-            raise SystemExit(f"the undisturbed command failed: unmask {' '.join(args)}\n{errors.read_text(errors='replace')}")
-        record.write_text(json.dumps([os.times().children_user - before, time.monotonic() - begin]))
-    for name in modules.read_text().splitlines():  # the next ones find it in memory
-        if name.partition(".")[0] not in ("__main__", "__mp_main__"):
-            try:
-                importlib.import_module(name)
-            except Exception:  # some are not there to be imported by name
-                continue
-    used, elapsed = json.loads(record.read_text())
-    return used, elapsed
 
 
 # cases
@@ -173,7 +75,9 @@ class Case:
     again: Callable[[Path], list[str]]
     writing: Callable[[Path], list[Path]]  # what is there while something is being written
     differs: Callable[[Path, Path], list[str]]
-    workers: str = ""  # a word in the command lines of the processes that it starts, one of which is killed as often as itself
+    end: str = "report.html"  # is there when it is over
+    workers: str = ""  # a word in the command lines of the processes that work for it, which are killed as well
+    host: int | None = None  # the process that those were started by, where it is not the command itself
 
 
 def cases(work: Path, seed: int) -> dict[str, Case]:
@@ -192,7 +96,15 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
     pack = ["pack", str(text), "-t", str(corpus / "tokenizer"), "--held-out", "0.1"]
 
     two = ["--processes", "2", "--restarts", "1"]
-    on_ray = [*pack, "--on", "ray", "--workers", "2"]
+    large = write_text(work / "large.txt", seed, MANY_LINES)
+    packed = work / "large"  # by one process, what a cluster must come to
+
+    def on(address: str) -> Callable[[Path], list[str]]:
+        return lambda run: ["pack", str(large), *pack[2:], "--on", address, "--workers", "2", "-o", str(run)]
+
+    def large_differs(quiet: Path, run: Path) -> list[str]:
+        undisturbed(["pack", str(large), *pack[2:], "-o", str(packed)], work / "large-pack.txt")
+        return corpus_differs(packed, run)
 
     def resume(run: Path) -> list[str]:
         return ["resume", str(run)]
@@ -207,13 +119,42 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
         Case("pretrain", lambda run: [*train, "-o", str(run)], resume, saving, run_differs),
         Case("raw", lambda run: [*raw, "-o", str(run)], resume, saving, run_differs),
         Case("finetune", lambda run: [*tune, "-o", str(run)], resume, saving, run_differs),
-        Case("pack", lambda run: [*pack, "-o", str(run)], lambda run: [*pack, "-o", str(run)], packing, corpus_differs),
+        Case("pack", lambda run: [*pack, "-o", str(run)], lambda run: [*pack, "-o", str(run)], packing, corpus_differs, "report.json"),
         Case(
-            "processes", lambda run: [*train, *two, "-o", str(run)], lambda run: ["resume", str(run), *two], saving, run_differs, "unmask"
+            "processes", lambda run: [*train, *two, "-o", str(run)], lambda run: ["resume", str(run), *two], saving, run_differs,
+            workers="unmask",
         ),
-        Case("ray", lambda run: [*on_ray, "-o", str(run)], lambda run: [*on_ray, "-o", str(run)], packing, corpus_differs, "ray::Work"),
-    ]
+        Case("ray", on("ray"), on("ray"), packing, large_differs, "report.json", "ray::Work"),
+        Case("cluster", on(head := f"127.0.0.1:{free_port()}"), on(head), packing, large_differs, "report.json", "ray::Work"),
+    ]  # fmt: skip
     return {case.name: case for case in made}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def cluster(case: Case, work: Path) -> Iterator[None]:
+    """Start the Ray cluster that a case is for, with room for two workers whatever cores there are, and end it."""
+    address = case.first(work)[case.first(work).index("--on") + 1]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={address.split(':')[1]}"]
+    with open(work / "cluster.txt", "ab") as file:
+        process = subprocess.Popen([*command, "--include-dashboard=false"], stdout=file, stderr=file)
+    case.host = process.pid
+    while named(descendants(process.pid), "raylet") == []:
+        time.sleep(0.5)
+    time.sleep(5)  # its first workers
+    try:
+        yield
+    finally:
+        family = descendants(process.pid)
+        process.terminate()
+        process.wait()
+        for one in named(family, "ray"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
 
 
 def digests(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
@@ -268,36 +209,27 @@ def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed
     """Kill a run several times, let it end, and return what happened and what differs."""
     generator = random.Random(f"{case.name} {seed}")
     run, errors = folder / "run", folder / "errors.txt"
-    told = {"case": case.name, "seed": seed, "kills": 0, "in_a_save": 0, "terms": 0, "workers": 0, "failed": [], "differs": []}
-    while told["kills"] < LIFE:
+    told = {"case": case.name, "seed": seed, "kills": 0, "in_a_save": 0, "terms": 0, "workers": 0, "both": 0, "failed": [], "differs": []}
+    while told["kills"] < (LIFE_OF_MANY if case.workers else LIFE):
         how = generator.choice(("instant", "instant", "save", "save", "term"))
         process = start(case.again(run) if (run / "config.toml").exists() else case.first(run), errors)
-        if how == "save" and case.differs is run_differs:  # a pack writes all the time
-            saves = generator.randint(1, 6)  # the so many-th
-            code = wait_for(process, count_of(lambda: bool(case.writing(run)), saves), 0.0003)
-            time.sleep(generator.uniform(0, 0.02) if code is None else 0)
-        else:
-            share, begin = generator.uniform(0, 0.7), time.monotonic()
-            if case.workers:  # whose time is not its own
-                code = wait_for(process, lambda until=begin + share * taken[1]: time.monotonic() >= until, 0.01)
-            else:
-                code = wait_for(process, lambda process=process, until=share * taken[0]: used_seconds(process) >= until, 0.001)
+        code, who, allowed = wait(case, process, run, how, taken, generator), "", (0,)
         if code is None:
-            family = descendants(process)
-            workers = named(family, case.workers) if case.workers and how != "term" and generator.random() < 0.5 else []
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(generator.choice(workers) if workers else process, signal.SIGTERM if how == "term" else signal.SIGKILL)
-            told["in_a_save"] += how != "term" and not workers and bool(case.writing(run))
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            gone(family)
-            told["kills"] += 1
-            told["terms"] += how == "term"
-            told["workers"] += bool(workers)
+            is_writing = bool(case.writing(run))
+            code, who, left = strike(case, process, how == "term", generator)
+            told["failed"] += [f"goes on without the one that started it ({how}, {who}): {line[:200]}" for line in left]
+            allowed = {"worker": (0,), "term": (0, INTERRUPTED, -signal.SIGTERM)}.get(who, (0, -signal.SIGKILL))
+            if code or who == "worker":  # else it had ended just before
+                told["kills"] += 1
+                told["in_a_save"] += is_writing and who not in ("worker", "term")
+                for word, key in (("term", "terms"), ("worker", "workers"), ("both", "both")):
+                    told[key] += who == word
         if code == 0:  # it had ended, or got over it; another begins
             told["differs"] += case.differs(quiet, run)
             shutil.rmtree(run)
-        elif code not in (-signal.SIGKILL, INTERRUPTED, -signal.SIGTERM) and not (case.workers and code == 1):
-            told["failed"].append(f"exit {code} ({how}): {errors.read_text(errors='replace')[-600:]}")
+        elif code not in allowed:
+            told["failed"].append(f"exit {code} ({how}, {who}): {errors.read_text(errors='replace')[-600:]}")
+        if told["failed"]:
             return told
     while not run.exists() or not is_over(case, run):
         process = start(case.again(run) if (run / "config.toml").exists() else case.first(run), errors)
@@ -308,8 +240,41 @@ def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed
     return told
 
 
+def wait(case: Case, process: int, run: Path, how: str, taken: tuple[float, float], generator: random.Random) -> int | None:
+    """Wait for the moment of a kill, and return None, or the exit code of a process that has ended before."""
+    packs = case.end == "report.json"
+    if how == "save" and (case.workers or not packs):  # a pack writes all the time
+        saves = 1 if packs else generator.randint(1, 6)  # the so many-th
+        code = wait_for(process, count_of(lambda: bool(case.writing(run)), saves), 0.002 if case.workers else 0.0003)
+        if code is not None:
+            return code
+        until = time.monotonic() + generator.uniform(0, 0.5 * taken[1] if packs else 0.02)
+        return wait_for(process, lambda: time.monotonic() >= until, 0.002)
+    share, begin = generator.uniform(0, 0.7), time.monotonic()
+    if case.workers:  # whose time is not its own
+        return wait_for(process, lambda: time.monotonic() >= begin + share * taken[1], 0.01)
+    return wait_for(process, lambda: used_seconds(process) >= share * taken[0], 0.001)
+
+
+def strike(case: Case, process: int, term: bool, generator: random.Random) -> tuple[int, str, list[str]]:
+    """Kill a process, one of its workers, or both; return its exit code, who was killed, and what goes on nevertheless."""
+    family = descendants(process)
+    workers = named(descendants(case.host) if case.host else family, case.workers) if case.workers else []
+    who = "term" if term else generator.choice(("launcher", "worker", "both")) if workers else "launcher"
+    with contextlib.suppress(ProcessLookupError):  # one has just ended
+        if who in ("worker", "both"):
+            os.kill(generator.choice(workers), signal.SIGKILL)
+        if who == "both":
+            time.sleep(generator.choice((0.0, generator.uniform(0, 2))))  # while others may be on their way
+            family = descendants(process)
+        if who != "worker":
+            os.kill(process, signal.SIGTERM if term else signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code, who, left_of([*family, *(named(descendants(case.host), case.workers) if case.host else ())])
+
+
 def is_over(case: Case, run: Path) -> bool:
-    return (run / ("report.json" if case.differs is corpus_differs else "report.html")).exists()
+    return (run / case.end).exists()
 
 
 def count_of(there: Callable[[], bool], times: int) -> Callable[[], bool]:
@@ -337,26 +302,27 @@ def campaign(work: Path, names: list[str], kills: int, seed: int, until: float) 
     known = cases(work, seed)
     for number, name in enumerate(names):
         quiet, errors = work / f"quiet-{name}", work / f"quiet-{name}.txt"
-        taken = undisturbed(known[name].first(quiet), errors)
         wanted = kills // len(names) + (number < kills % len(names))
-        while sum(one["kills"] for one in lives if one["case"] == name) < wanted:
-            check_time(until)
-            folder = work / "life"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            lives.append(life(known[name], quiet, folder, taken, seed + sum(one["case"] == name for one in lives)))
-            with open(record, "a", encoding="utf-8") as file:
-                file.write(json.dumps(lives[-1]) + "\n")
-            print(json.dumps(lives[-1]), file=sys.stderr, flush=True)
-            if lives[-1]["failed"] or lives[-1]["differs"]:
-                shutil.copytree(folder, work / f"wrong-{name}-{lives[-1]['seed']}", dirs_exist_ok=True)
+        with cluster(known[name], work) if name == "cluster" else contextlib.nullcontext():
+            taken = undisturbed(known[name].first(quiet), errors)
+            while sum(max(one["kills"], bool(one["failed"])) for one in lives if one["case"] == name) < wanted:
+                check_time(until)
+                folder = work / "life"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                lives.append(life(known[name], quiet, folder, taken, seed + sum(one["case"] == name for one in lives)))
+                with open(record, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(lives[-1]) + "\n")
+                print(json.dumps(lives[-1]), file=sys.stderr, flush=True)
+                if lives[-1]["failed"] or lives[-1]["differs"]:
+                    shutil.copytree(folder, work / f"wrong-{name}-{lives[-1]['seed']}", dirs_exist_ok=True)
     return {"kills": sum(one["kills"] for one in lives), "wrong": sum(bool(one["failed"] or one["differs"]) for one in lives),
             "cases": {name: summary([one for one in lives if one["case"] == name]) for name in names}}  # fmt: skip
 
 
 def summary(lives: list[dict]) -> dict:
     """Return the numbers of the lives of a case."""
-    counts = {name: sum(one[name] for one in lives) for name in ("kills", "in_a_save", "terms", "workers")}
+    counts = {name: sum(one.get(name, 0) for one in lives) for name in ("kills", "in_a_save", "terms", "workers", "both")}
     return {"lives": len(lives), **counts, "bit_equal": sum(not one["failed"] and not one["differs"] for one in lives)}
 
 
@@ -375,6 +341,7 @@ def main() -> int:
 
     from train import environment
 
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="unmask-ray-")  # other clusters of this machine are not touched
     until = time.monotonic() + 60 * args.minutes
     folder = args.work or Path(tempfile.mkdtemp(prefix="unmask-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -385,6 +352,7 @@ def main() -> int:
 
             result["bits"] = turned(folder, args.flips, args.seed, until)
     finally:
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
         if args.work is None:
             shutil.rmtree(folder, ignore_errors=True)
     text = json.dumps(result, indent=1)
