@@ -16,7 +16,7 @@ import pytest
 
 import unmask
 from unmask.data.whole import alone, is_held
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.train import status as module
 from unmask.train.status import NOTICES, Viewer, status
 
@@ -205,6 +205,30 @@ def test_what_is_no_run_is_said_to_be_none(make, tmp_path, capsys):
         status(tmp_path / "it")
     assert code_of(["status", str(tmp_path / "it")]) == 2
     assert capsys.readouterr().err.startswith("unmask status: '")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: "", r"there is no section \[train\], there is no section \[data\]"),
+        (lambda text: "hello = 1\n", "there is no section"),
+        (lambda text: text[: text.index("[train]")], r"there is no section \[train\]; take another copy"),
+        (lambda text: text[: len(text) // 2], "is not valid TOML|there is no section"),
+        (lambda text: text.replace("max_steps = 6", "max_steps = 7"), "not as Unmask wrote it"),
+        (lambda text: "train = 3\ndata = [1]\n", "there is no section"),
+        (lambda text: 'seeds = "two"\n[train]\n[data]\n', "seeds = 'two'"),
+        (lambda text: 'task = 3\n[train]\nmax_steps = "many"\n[data]\n', "task = 3, train.max_steps = 'many'"),
+        (lambda text: "\0\x7f", "is not valid TOML"),
+    ],
+)
+def test_a_recipe_that_is_damaged_is_no_state_of_a_run(run, capsys, change, says):
+    path = run / "config.toml"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ConfigError, match=says):
+        status(run)
+    assert code_of(["status", str(run)]) == code_of(["status", str(run), "--follow"]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.startswith("unmask status: ") and "Traceback" not in captured.err
 
 
 def test_seeds_of_a_task_are_runs_of_their_own(tiny_bert, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .. import config
 from ..data.whole import is_held
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .checkpoint import INFO, NAME, check
 from .runlog import LOG, duration, is_number
 
@@ -151,7 +151,7 @@ class Log:
 def status(folder: str | Path) -> Status:
     """Return how a run stands: finished, running in another process, interrupted, or not begun.
 
-    Raises: CheckpointError for a folder that holds no run.
+    Raises: CheckpointError for a folder that holds no run; ConfigError where its config.toml is damaged.
     """
     return Viewer(folder).look()
 
@@ -168,7 +168,7 @@ class Viewer:
 
     def look(self) -> Status:
         """Return how the run stands now."""
-        settings = config.read_toml(self.folder / "config.toml")
+        settings = read_settings(self.folder / "config.toml")
         records = self.log.read()
         held = is_held(self.folder)
         if (settings.get("seeds") or 1) > 1 and not held and not records:
@@ -202,6 +202,24 @@ class Viewer:
             return Status(str(self.folder), _kind(settings), "not begun", _budget(settings.get("train", {})), seeds=states)
         newest = max(found.values(), key=lambda one: (one.state in ("running", "preparing"), -(one.silent_seconds or 0.0)))
         return dataclasses.replace(newest, seeds=states)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what the config.toml of a run says, once it is seen to be one; a recipe would know more of it, and load torch.
+
+    Raises: ConfigError.
+    """
+    settings = config.read_toml(path)
+    train = settings.get("train")
+    wrong = [f"there is no section [{name}]" for name in ("train", "data") if not isinstance(settings.get(name), dict)]
+    wrong += [f"{name} = {settings[name]!r}" for name in ("task", "base_model") if not isinstance(settings.get(name, ""), str)]
+    seeds = settings.get("seeds", 1)
+    wrong += [] if type(seeds) is int and seeds > 0 else [f"seeds = {seeds!r}"]
+    if isinstance(train, dict):
+        wrong += [f"train.{name} = {train[name]!r}" for name in BUDGETS if not is_number(train.get(name, 1))]
+    if wrong:
+        raise ConfigError(f"'{path}' is not what a run has written there: {', '.join(wrong)}; take another copy of it")
+    return settings
 
 
 def _state(records: list[dict[str, Any]], held: bool | None) -> State:
