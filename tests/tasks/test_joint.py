@@ -218,6 +218,25 @@ def test_a_bulk_of_all_kinds_keeps_its_order(fillers):
     )
 
 
+def test_more_masks_than_are_filled_together_are_refused_and_said_to_be_filled_each_on_its_own(fillers, monkeypatch):
+    filler = fillers["bert"]
+    with pytest.raises(TaskError, match=r"300 masks in a text, and at most 64 are filled together; fill each on its own .*--independent"):
+        filler.fill("[MASK] " * 300)
+    assert len(filler.fill("[MASK] " * 300, top_k=1, independent=True)) == 300
+    assert len(filler.fill("[MASK] " * 300, targets=["doctor"])) == 300
+    monkeypatch.setattr("unmask.tasks.fill.MOST_MASKS", 2)
+    few, many, last = filler.fill(["[MASK] [MASK]", "[MASK] [MASK] [MASK]", "a [MASK]"], top_k=1)
+    assert few.joint and last.error is None and "there are 3 masks in a text, and at most 2" in many.error
+    assert filler.fill("___ ___ ___", max_pieces=2, top_k=1).error is None  # blanks of several pieces are filled each on its own
+
+
+def test_the_service_and_the_library_have_one_bound():
+    from unmask.serve.limits import Limits
+    from unmask.tasks.joint import MOST_MASKS
+
+    assert Limits().max_masks == MOST_MASKS
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ConfigError, TaskError
+from ..tasks.joint import MOST_MASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Limits:
     max_connections: int = 1000
     max_body_bytes: int = 2**20
     max_inputs: int = 128
-    max_masks: int = 64
+    max_masks: int = MOST_MASKS
     max_searched: int = 4096
     max_text_tokens: int = 1024
     max_characters: int = 2**16

@@ -18,7 +18,7 @@ from ..infer.backends import Backend
 from ..infer.engine import Engine
 from .allowed import Allowed, Kind
 from .filled import Candidate, Combination, Filled, whole_word
-from .joint import Blanks, Filling, Search
+from .joint import MOST_MASKS, Blanks, Filling, Search
 from .masked_text import MaskedText, MaskedTexts, Text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class FillOptions:
     """How masks are filled.
 
     top_k: candidates a mask.
-    independent: do not fill the masks of one text together as well.
+    independent: do not fill the masks of one text (at most MOST_MASKS, 64) together as well.
     targets: what to score instead of what the model expects, in this order: a list for every mask, or a list of lists, one a mask.
     renormalize: scores are shares among the targets, not of all that so many tokens can say.
     vocabulary: only these words may stand at a mask.
@@ -174,6 +174,11 @@ class Filler:
             rest = iter(texts)
             while chunk := list(islice(rest, CHUNK)):
                 for item in self.texts.read(chunk):
+                    if item.error is None and len(item.spans) > MOST_MASKS and self._is_joint(item, chosen):
+                        item.error = (
+                            f"there are {len(item.spans):,} masks in a text, and at most {MOST_MASKS} are filled together; fill each on "
+                            "its own (independent=True, --independent), or cut the text up"
+                        )
                     made = [] if item.error is not None else self.texts.requests(item, self._sets(item, chosen))
                     waiting.append((item, len(made)))
                     yield from made

@@ -19,6 +19,7 @@ from ..infer.request import Request
 from .allowed import Allowed
 from .masked_text import MaskedText, MaskedTexts
 
+MOST_MASKS = 64  # of a text that are filled together: what is asked of the model grows with their square
 NEIGHBOURS = 3  # tokens that are tried at a place that is masked again
 ROUNDS = 4
 
