@@ -71,6 +71,8 @@ def test_numbers_that_are_none(tiny_bert, tmp_path):
     run = unmask.finetune("classify", tiny_bert, path, output=tmp_path / "run", on_bad="drop", **SMALL)
     found = {finding["code"]: finding["count"] for finding in run.metrics["findings"] if finding["level"] != "note"}
     assert found == {"no_label": 1, "not_a_number": 1}  # that every number is rare is no finding
+    page = (run.folder / "report.html").read_text()
+    assert "1 x there is no label" in page and "1 x label is not a number" in page  # as many of each
 
 
 def test_names_of_labels_are_kept_as_they_are(tiny_bert, tmp_path):

@@ -106,10 +106,14 @@ def multi_label(tiny_bert, labelled, write_jsonl, tmp_path_factory):
     """A run in which what is of the sea is of the law, too, and some texts are of nothing."""
     folder = tmp_path_factory.mktemp("multi")
     labels = {"health": ["health"], "law": ["law"], "sea": ["law", "sea"]}
-    rows = [{"text": row["text"], "labels": labels[row["label"]]} for row in labelled(200)]
-    rows += [{"text": f"The teacher meets the student in the school number {n} .", "labels": []} for n in range(40)]
-    path = write_jsonl(folder / "texts.jsonl", rows)
-    return unmask.finetune("classify", tiny_bert, path, output=folder / "run", max_steps=100, **SMALL)
+
+    def write(name, number, seed):
+        rows = [{"text": row["text"], "labels": labels[row["label"]]} for row in labelled(number, seed=seed)]
+        rows += [{"text": f"The teacher meets the student in the school number {n} .", "labels": []} for n in range(number // 5)]
+        return write_jsonl(folder / f"{name}.jsonl", rows)
+
+    train, dev = write("texts", 200, 0), write("dev", 50, 1)
+    return unmask.finetune("classify", tiny_bert, train, dev=dev, output=folder / "run", max_steps=100, **SMALL)
 
 
 def test_several_labels_have_thresholds_that_are_kept(multi_label):
@@ -127,6 +131,41 @@ def test_several_labels_have_thresholds_that_are_kept(multi_label):
     assert result.labels == tuple(label for label, cut in cuts if result.scores[label] >= cut)
     found = unmask.evaluate_task(multi_label.folder, multi_label.folder.parent / "texts.jsonl")
     assert found.metrics["num_examples"] == 240 and found["micro_f1"] > 0.5
+
+
+@pytest.mark.parametrize("problem", ["single", "multi"])
+def test_what_is_held_out_is_too_little_to_fit_on(tiny_bert, labelled, write_csv, tmp_path, problem):
+    train, dev = (write_csv(tmp_path / f"{n}.csv", labelled(n, seed=n)) for n in (60, 49))
+    run = unmask.finetune("classify", tiny_bert, train, dev=dev, output=tmp_path / "run", max_steps=1, problem=problem, **SMALL)
+    why = "49 held-out examples, and at least 50 are wanted"
+    settings = json.loads((run.model / "config.json").read_text())["unmask"]
+    assert settings["uncalibrated"] == why and not {"temperature", "thresholds"} & set(settings)
+    assert run.metrics["settings"]["uncalibrated"] == why
+    (said,) = [one["text"] for one in run.metrics["findings"] if one["code"] == "uncalibrated"]
+    assert said.startswith("no temperature") and ("thresholds" in said) == (problem == "multi") and why in said
+    found = Classifier.load(run.model)
+    result = found.predict("The judge meets the student .")
+    scores = np.array(list(result.scores.values()))
+    logits = torch.tensor(result.logits)
+    np.testing.assert_allclose(scores, logits.softmax(0) if problem == "single" else logits.sigmoid(), atol=1e-6)
+    records = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    assert records[0]["scores"] == pytest.approx(found.predict(records[0]["text"]).scores, abs=1e-5)
+
+
+def test_labels_that_nothing_is_measured_on_are_named(tiny_bert, labelled, write_csv, tmp_path):
+    train = write_csv(tmp_path / "train.csv", labelled(90))
+    dev = write_csv(tmp_path / "dev.csv", [row for row in labelled(90, seed=1) if row["label"] == "law"])
+    report = unmask.doctor("classify", [str(train)], [str(dev)])
+    counts = report.facts["labels"]
+    said = next(str(one) for one in report.findings if one.code == "absent_label")
+    assert said.startswith("warning: 2 x label of the training data stands in no held-out example, so the numbers do not say")
+    assert all(f"'{label}' ({counts[label]} to train on)" in said for label in ("health", "sea")) and "law" not in said
+    assert not report.is_fatal and "uncalibrated" in report.findings.kinds
+    run = unmask.finetune("classify", tiny_bert, train, output=tmp_path / "run", max_steps=1, dev_share=0.3, **SMALL)
+    assert "absent_label" not in {one["code"] for one in run.metrics["findings"]}
+    found = unmask.evaluate_task(run.folder, dev)
+    (said,) = [one for one in found.metrics["findings"] if one["level"] == "warning"]
+    assert said["count"] == 2 and said["text"].endswith("how well it is found: 'health', 'sea'")
 
 
 def test_numbers_are_learnt(tiny_bert, labelled, write_csv, tmp_path):

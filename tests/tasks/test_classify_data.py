@@ -109,7 +109,7 @@ def test_duplicates_conflicts_and_leaks():
     findings = Findings()
     check(train, [TextItem("a b", label=("z",), where="4")], findings, given_dev=False)
     found = {finding.code: finding.count for finding in findings}
-    assert found == {"duplicate": 1, "conflict": 1, "leak": 1, "rare_label": 2, "untrained_label": 1}
+    assert found == {"duplicate": 1, "conflict": 1, "leak": 1, "rare_label": 2, "absent_label": 2, "untrained_label": 1}
 
 
 def test_order_and_weights_of_labels():
@@ -119,3 +119,9 @@ def test_order_and_weights_of_labels():
     labels = ["a"] * 6 + ["b"] * 3 + ["c"]
     want = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
     assert list(balanced_weights({"a": 6, "b": 3, "c": 1}).values()) == pytest.approx(list(want))
+
+
+def test_of_much_data_no_more_is_held_out_than_can_be_measured_ten_times():
+    assert TaskData().share_of(300) == TaskData().share_of(20_000) == 0.1
+    assert TaskData().share_of(87_599) * 87_599 == pytest.approx(2000)
+    assert TaskData(dev_share=0.3).share_of(1_000_000) == 0.3

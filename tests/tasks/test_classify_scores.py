@@ -127,6 +127,23 @@ def test_the_best_cut_is_the_best_of_all():
     assert tuning.best_cut(np.ones(3), np.zeros(3, bool)) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a"] * 30 + ["b"] * 19, "49 held-out examples, and at least 50 are wanted"),
+        (["a"] * 60, "all but 0 of 60 held-out examples are labelled alike, and at least 5 others are wanted"),
+        (["a"] * 60 + ["b"] * 2 + ["c"] * 2, "all but 4 of 64"),
+        (["a"] * 45 + ["b"] * 3 + ["c"] * 2, None),
+        (range(77), None),  # many labels of which each is rare
+        ([frozenset("ab")] * 50 + [frozenset("a")] * 4, "all but 4 of 54"),
+        ([frozenset("ab"), frozenset()] * 25, None),
+    ],
+)
+def test_nothing_is_found_on_few_items_or_on_those_of_one_label(labels, says):
+    found = tuning.too_few(labels)
+    assert found is None if says is None else says in found
+
+
 def test_rare_labels_share_a_threshold():
     rng = np.random.default_rng(6)
     gold = np.stack([rng.random(200) < 0.4, np.arange(200) < 2], 1)

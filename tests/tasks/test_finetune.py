@@ -50,7 +50,8 @@ def test_a_run_leaves_everything_it_should(finished, labelled_file):
     assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
     assert metrics["num_examples"] == metrics["training"]["num_dev"] == len((folder / "predictions.jsonl").read_text().splitlines())
     assert metrics["training"]["num_dev"] + metrics["training"]["num_train"] == 160
-    assert metrics["settings"]["max_length"] == 32 and metrics["settings"]["temperature"] > 0
+    assert metrics["settings"]["max_length"] == 32 and "temperature" not in metrics["settings"]
+    assert metrics["settings"]["uncalibrated"].startswith(f"{metrics['num_examples']} held-out examples, and")
     card = (finished.model / "README.md").read_text()
     assert card.startswith("---\n") and "pipeline_tag: text-classification" in card and "| accuracy |" in card
     assert str(labelled_file.parent) not in card

@@ -150,6 +150,21 @@ def test_json_lines_of_both_kinds_and_what_is_wrong_with_them(tmp_path):
         findings.refuse("error")
 
 
+@pytest.mark.parametrize("wrong", ["X-PER", "b-PER", "M_PER"])
+def test_a_letter_that_no_scheme_has_is_no_part_of_a_type(tmp_path, wrong):
+    """In a file where no other tag says what the scheme is, too."""
+    path = tmp_path / "a.conll"
+    for others in (["O", "O"], ["B-PER", "I-PER"]):
+        path.write_text("".join(f"word {tag}\n" for tag in (wrong, *others)) + "\nRome O\n", encoding="utf-8")
+        items, findings = read_tagged(str(path), TaskData())
+        assert [item.text for item in items] == ["Rome"]
+        with pytest.raises(DataError, match=rf"1 x tag is none of O, B-TYPE.*a.conll:1: '{wrong}'"):
+            findings.refuse("error")
+    path.write_text("A work-of-art\nb GPE_NOM\nc O\n", encoding="utf-8")  # types of their own
+    (item,), findings = read_tagged(str(path), TaskData())
+    assert [kind for *_, kind in item.entities] == ["work-of-art", "GPE_NOM"] and not findings.of("error")
+
+
 def test_tags_as_numbers_need_names(tmp_path):
     path, names = tmp_path / "a.jsonl", tmp_path / "names.txt"
     path.write_text(json.dumps({"tokens": ["A", "b"], "ner_tags": [1, 0]}) + "\n", encoding="utf-8")
@@ -168,6 +183,9 @@ def test_doctor_tells_what_training_would_meet(tmp_path):
     found = {finding.code: finding.count for finding in report.findings if finding.level != "note"}
     assert found == {"unknown_type:new": 1, "duplicate": 1, "conflict": 1, "leak": 1, "rare_type": 1}
     assert report.is_fatal and report.facts["types"] == {"x": 3} and report.facts["num_words"] == 8
+    dev.write_text("c O\nd O\n", encoding="utf-8")
+    said = [str(one) for one in doctor("ner", [str(train)], [str(dev)]).findings if one.code == "absent_label"]
+    assert said and said[0].startswith("warning: 1 x type of the training data stands in no held-out text") and "'x' (3 to" in said[0]
     train.write_text("A O\n", encoding="utf-8")
     with pytest.raises(DataError, match="no entity in the training data"):
         doctor("ner", [str(train)], [str(dev)])

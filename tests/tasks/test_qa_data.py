@@ -188,6 +188,9 @@ def test_what_is_wrong_between_questions_is_told(tmp_path):
     check(train, [item("Why?"), item("When?", context="New.")], findings)
     assert codes(findings) == {"duplicate": 1, "conflict": 1, "leak": 1, "untrained_none": 2}
     assert codes(findings, "note") == {"several": 1}
+    findings = Findings()
+    check([*train, item("Why?")], [item("When?", "nurse", context="New.")], findings)
+    assert codes(findings)["unmeasured_none"] == 1 and "untrained_none" not in codes(findings)
     with pytest.raises(DataError, match="no training question has an answer"):
         check([item("Who?")], [], Findings())
 

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..tasks.findings import Finding
 from ..train.runlog import LOG, duration
 from .figure import ACCENT, INK, QUIET, draw, reliability_curve, thin
 from .page import cells, numbers, read_json, tables
@@ -180,9 +181,8 @@ def results(metrics: Mapping[str, Any]) -> str:
 
 def findings(metrics: Mapping[str, Any]) -> str:
     """Return what was found in the data."""
-    rows = {f"{entry['level']}, {entry['count']:,}" if entry["count"] else entry["level"] + f" {number}": entry["text"]
-            + (f" ({', '.join(entry['places'])})" if entry["places"] else "")
-            for number, entry in enumerate(metrics.get("findings", []), start=1)}  # fmt: skip
+    found = enumerate((Finding(**entry) for entry in metrics.get("findings", [])), start=1)
+    rows = {f"{one.level} {number}": str(one).removeprefix(f"{one.level}: ") for number, one in found}
     return tables("Found in the data", "unmask doctor", {"": rows})
 
 

@@ -54,14 +54,14 @@ def data_lines(objective: TaskObjective) -> Iterable[tuple[str, str]]:
     data, recipe = objective.data, objective.recipe
     yield "Examples", f"{len(data.train):,} to train on, {len(data.dev):,} to measure on"
     dev = ", ".join(f"`{shown(name)}`" for name in recipe.data.dev)
-    share = f"{recipe.data.dev_share:.0%} of the same files, by a hash of their content"
+    share = f"{recipe.data.share_of(len(data.train) + len(data.dev)):.1%} of the same files, by a hash of their content"
     yield "Files", ", ".join(f"`{shown(name)}`" for name in recipe.data.sources) + f"; measured on {dev or share}"
     if data.spec.labels:
         names = list(data.spec.labels)
         yield "Labels", ", ".join(map(escape, names[:30])) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
     for finding in data.findings:
         if finding.level != "note":
-            yield "Found in the data", escape(f"{finding.count:,} x {finding.text}")
+            yield "Found in the data", escape(finding.counted)
 
 
 def training_lines(objective: TaskObjective, metrics: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -251,8 +251,12 @@ def check(train: Sequence[TextItem], dev: Sequence[TextItem], findings: Findings
     for label, count in sorted(counts.items(), key=lambda pair: pair[1]):
         if count < 5:
             findings.add("warning", "rare_label", "label has fewer than 5 training examples", f"{label!r}: {count}")
+    there = {label for item in dev for label in item.label or ()}
+    if dev:
+        lost = [f"{label!r} ({count:,} to train on)" for label, count in counts.most_common() if label not in there]
+        findings.absent("label of the training data stands in no held-out example", lost)
     if not given_dev:
-        for label in sorted({label for item in dev for label in item.label or ()} - counts.keys()):
+        for label in sorted(there - counts.keys()):
             findings.add("warning", "untrained_label", "label is in the held-out part alone; give dev files, or more examples", repr(label))
 
 

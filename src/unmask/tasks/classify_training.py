@@ -39,7 +39,7 @@ class ClassifyOptions(LossOptions):
     window_pooling: Literal["mean", "max"] = "mean"  # of a text that is longer than the window, how its windows' logits become one
     sampling: Literal["all", "balanced"] = "all"  # balanced: examples of rare labels are drawn more often
     best: str | None = None  # the number by which the best checkpoint is known
-    calibrate: bool = True  # a temperature (and for several labels thresholds) is found on the held-out examples
+    calibrate: bool = True  # a temperature (and for several labels thresholds) is found on the held-out examples, if they are enough
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +78,8 @@ class ClassifyObjective(TaskObjective):
         for label in sorted({label for item in items for label in item.label or ()} - known):
             drop(items, lambda item, label=label: label in (item.label or ()), findings, f"unknown_label:{label}",
                  f"label {label!r} is none of the model's: {', '.join(predictor.labels[:20])}")  # fmt: skip
+        there = {label for item in items for label in item.label or ()}
+        findings.absent("label of the model stands in no example", [repr(label) for label in predictor.labels if label not in there])
         return items, findings
 
     @classmethod
@@ -125,6 +127,11 @@ class ClassifyObjective(TaskObjective):
                  f"held-out example has the label {label!r}, which no training example has")  # fmt: skip
         check(train, dev, findings, given_dev=given_dev)
         settings["label_separator"] = separator
+        why = tuning.too_few([frozenset(item.label or ()) for item in dev]) if options.calibrate and dev else None
+        if why is not None:
+            what = "no temperature is" if problem == "single" else "no temperature and no thresholds are"
+            findings.add("warning", "uncalibrated", f"{what} fitted: {why}; probabilities are as the model has them", count=0)
+            settings["uncalibrated"] = why
         return Spec(names or in_order(seen), config, settings)
 
     @classmethod
@@ -226,10 +233,16 @@ class ClassifyObjective(TaskObjective):
 
     # after training
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a temperature is found when training has ended."""
+        settings = self.data.spec.settings
+        return self.options.calibrate and settings["problem"] != "regression" and "uncalibrated" not in settings
+
     def complete(self, predictor: Predictor) -> dict[str, Any]:
         """Return a temperature, and for several labels thresholds, that all held-out items give."""
         assert isinstance(predictor, Classifier)
-        if predictor.problem == "regression" or not self.options.calibrate:
+        if not self.is_calibrated:
             return {}
         logits, gold = self._dev_logits(predictor)
         everything = np.ones(len(gold), bool)
@@ -246,7 +259,7 @@ class ClassifyObjective(TaskObjective):
     def final_results(self, predictor: Predictor) -> list[Classified]:
         """Return what the finished model says, of each item with a temperature and thresholds that it had no part in."""
         assert isinstance(predictor, Classifier)
-        if predictor.problem == "regression" or not self.options.calibrate:
+        if not self.is_calibrated:
             return self.results(predictor)
         logits, gold = self._dev_logits(predictor)
         fold = tuning.folds([self.split_key(item) for item in self.data.dev])

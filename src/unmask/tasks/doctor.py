@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from . import recipe as recipes
 from .findings import Findings
 from .kinds import task
@@ -60,8 +61,12 @@ def doctor(
     """Return what there is to say of labelled files for a task; nothing is raised for what a finding can tell.
 
     With a `model` (or a tokenizer), lengths are in its tokens, and the share of texts that need several windows is told.
-    Raises: DataError for files that cannot be read at all.
+    Raises: DataError for files that cannot be read at all; ConfigError.
     """
+    if model is None and max_length is not None:
+        raise ConfigError(
+            f"max_length = {max_length} counts tokens: name the model or tokenizer whose tokens are meant, too (model, --model)"
+        )
     nested = recipes.nested(name, settings)
     nested |= {"task": name, "base_model": model or "none"}
     nested.setdefault("data", {}).update(sources=[str(one) for one in sources], dev=[str(one) for one in dev])
@@ -91,6 +96,7 @@ def dry_run(recipe: TaskRecipe) -> Report:
             **_counts(made.data, data),
             **objective.describe(data),
             **_windows(loader.examples.lengths, loader.examples.example, objective.predictor.max_length),
+            "hide_prob": loader.hide_prob,
             "model": type(objective.model).__name__,
             "trained_parameters": sum(p.numel() for p in objective.model.parameters() if p.requires_grad),
             "steps_per_epoch": steps,
@@ -104,7 +110,11 @@ def dry_run(recipe: TaskRecipe) -> Report:
 
 
 def _counts(data: TaskData, found: Data) -> dict[str, Any]:
-    how = ", ".join(data.dev) if data.dev else f"{data.dev_share:.0%} of the training files, by a hash of the content"
+    how = (
+        ", ".join(data.dev)
+        if data.dev
+        else f"{data.share_of(len(found.train) + len(found.dev)):.1%} of the training files, by a hash of the content"
+    )
     return {"num_train": len(found.train), "num_dev": len(found.dev), "dev": how}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from ..errors import DataError
 
 Level = Literal["error", "warning", "note"]
 PLACES = 5  # of a kind that are named
+NAMES = 20  # of labels that are named
 
 
 @dataclass
@@ -25,8 +26,12 @@ class Finding:
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.places) and self.places else ""
         where = f" ({', '.join(self.places)}{more})" if self.places else ""
-        times = f"{self.count:,} x " if self.count else ""
-        return f"{self.level}: {times}{self.text}{where}"
+        return f"{self.level}: {self.counted}{where}"
+
+    @property
+    def counted(self) -> str:
+        """What it says, and how often, without the places: these are of the user's files."""
+        return f"{self.count:,} x {self.text}" if self.count else self.text
 
 
 class Findings:
@@ -41,6 +46,13 @@ class Findings:
         kind.count += count
         if where is not None and len(kind.places) < PLACES:
             kind.places.append(where)
+
+    def absent(self, what: str, names: Sequence[str]) -> None:
+        """Warn of labels that nothing is measured on; `what` says whose they are and where they are not."""
+        if names:
+            more = f" and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
+            text = f"{what}, so the numbers do not say how well it is found: {', '.join(names[:NAMES])}{more}"
+            self.add("warning", "absent_label", text, count=len(names))
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.kinds.values())

@@ -26,6 +26,7 @@ FORMATS = ("conll", "jsonl", "spans")
 TOKENS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels", "ner")
 SPANS, KINDS = ("spans", "entities", "label", "labels"), ("label", "type", "entity", "tag", "entity_group")
 SEPARATORS: tuple[str, ...] = ("\t", " +", ",", ";", r"\|")
+STRANGE = re.compile(r"[^\W\d_][-_].")  # X-PER, b-per
 LOOK = 1000  # lines by which the separator of columns is known
 _ALONE = "".join(f"{chr(low)}-{chr(high)}" for low, high in _NO_SPACES)
 # a run of letters and digits with their marks; a letter of a script without spaces with its marks; any other character with those on it
@@ -195,12 +196,14 @@ def _tagged(sentences: Sequence[Sentence], findings: Findings, *, labelled: bool
         findings.add("note", f"scheme:{scheme}", f"tags are in the scheme {scheme.upper()}", count=0)
     items = []
     for name, where, words, tags in sentences:
-        pairs = [parse(tag, bare=scheme == "io") for tag in tags or ()]
+        # where types stand alone, a letter that is no scheme's would become a part of them
+        pairs = [None if scheme == "io" and STRANGE.match(tag) else parse(tag, bare=scheme == "io") for tag in tags or ()]
         known = [pair for pair in pairs if pair is not None]
         if len(known) < len(pairs):
             wrong = next(tag for tag, pair in zip(tags or (), pairs, strict=True) if pair is None)
             if labelled:
-                findings.add("error", "unknown_tag", "tag is none of O, B-TYPE, I-TYPE (E-, S-, L-, U- too)", f"{where}: {wrong!r}")
+                text = "tag is none of O, B-TYPE, I-TYPE (E-, S-, L-, U- too), nor a type alone"
+                findings.add("error", "unknown_tag", text, f"{where}: {wrong!r}")
             else:
                 items.append(of_words(words, id=name, where=where))
             continue

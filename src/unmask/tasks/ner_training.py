@@ -53,6 +53,8 @@ class NerObjective(TaskObjective):
         """Return the texts of files whose types of entities the model has; tags that stand as numbers are those of its training files."""
         items, findings = read_tagged(data.sources, data, names=predictor.settings.get("tag_names", predictor.labels))
         unknown(items, set(predictor.types), findings, f"none of the model's: {', '.join(predictor.types[:20])}")
+        there = types(items)
+        findings.absent("type of the model stands in no text", [repr(kind) for kind in predictor.types if kind not in there])
         return items, findings
 
     @classmethod
@@ -77,6 +79,10 @@ class NerObjective(TaskObjective):
         for kind, count in counts.items():
             if count < 5:
                 findings.add("warning", "rare_type", "type has fewer than 5 entities to train on", f"{kind!r}: {count}")
+        if dev:
+            there = types(dev)
+            lost = [f"{kind!r} ({count:,} to train on)" for kind, count in counts.items() if kind not in there]
+            findings.absent("type of the training data stands in no held-out text", lost)
         settings: dict[str, Any] = {"scheme": "bio" if options.scheme == "bio" else "bioes"}
         if options.label_names is not None:
             settings["tag_names"] = tag_names(options)

@@ -317,6 +317,9 @@ def check(train: Sequence[QuestionItem], dev: Sequence[QuestionItem], findings: 
     if any(item.answers == () for item in dev) and all(item.answers for item in train):
         findings.add("warning", "untrained_none", "held-out question has no answer, and all training questions have one: give some that "
                      "have none, or every question is answered", count=sum(item.answers == () for item in dev))  # fmt: skip
+    if any(item.answers == () for item in train) and dev and all(item.answers for item in dev):
+        findings.add("warning", "unmeasured_none", "training question has no answer, and all held-out questions have one: no number says "
+                     "how well that is told", count=sum(item.answers == () for item in train))  # fmt: skip
 
 
 def key_of(item: QuestionItem) -> int:
