@@ -58,6 +58,14 @@ def test_what_is_asked_wrongly(capsys, answering, tiny_bert, questions_file, tmp
     ):
         code, _, err = run(capsys, "predict", answering.folder, *args)
         assert code == 2 and says in err
+    asked = [{"question": WHERE, "id": "1", "answers": [{"text": "nurse", "answer_start": 4}]}]
+    squad = {"version": "1.1", "data": [{"title": "a", "paragraphs": [{"context": EVENT, "qas": asked}]}]}
+    (tmp_path / "squad.json").write_text(json.dumps(squad), encoding="utf-8")
+    for path in (tmp_path / "squad.json", questions_file):
+        code, _, err = run(capsys, "predict", answering.folder, "--question", WHERE, "--data", path)
+        assert code == 2 and f"{path} is no text but questions with their contexts; have these answered by leaving --question out" in err
+    code, _, err = run(capsys, "predict", answering.folder, "--question", WHERE, "--data", tmp_path / "nothing.json")
+    assert code == 2 and "there is no file" in err and "leaving" not in err
     code, _, err = run(capsys, "predict", tiny_bert, "--question", WHERE, "--context", EVENT, "--label-words", "a=nurse")
     assert code == 2 and "answers no questions" in err
 

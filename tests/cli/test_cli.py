@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import types
+import typing
 
 import pytest
 import typer
@@ -181,10 +184,41 @@ def test_a_wrong_flag_is_bad_input_and_says_so(verb, capsys, args, message):
     assert message.lower() in captured.err.lower() and captured.out == ""
 
 
-@pytest.mark.parametrize("count", ["0", "-1"])
-def test_no_labels_cannot_be_shown(capsys, count):
-    assert code_of(["predict", "RUN", "a text", "--top-k", count]) == 2
-    assert "--top-k" in capsys.readouterr().err
+# of options whose numbers a recipe's classes look at, or that may be any number
+ANY_NUMBER = {"seed", "minutes", "steps", "epochs", "tokens", "held_out", "replay_ratio", "batch_size", "max_length", "learning_rate",
+              "layer_decay", "freeze", "lora", "patience", "seeds"}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_number_has_its_bounds(verb):
+    function = getattr(importlib.import_module(f"unmask.cli.{VERBS[verb][0]}"), verb)
+    hints = typing.get_type_hints(function, include_extras=True)
+    numbers = {name for name, hint in hints.items() if re.search(r"\b(int|float)\b", str(typing.get_args(hint)[:1]))}
+    free = {name for name in numbers if hints[name].__metadata__[0].min is None}
+    assert free <= (ANY_NUMBER if verb in ("pretrain", "adapt", "resume", "finetune") else {"seed"})
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("predict RUN text", "--top-k", "0"), ("predict RUN text", "--top-k", "-1"), ("predict RUN text", "--batch-tokens", "0"),
+        ("export MODEL -o X", "--max-tokens", "-5"), ("export MODEL -o X", "--max-drop", "-1"), ("export MODEL -o X", "--max-drop", "nan"),
+        ("evaluate MODEL", "--views", "0"), ("evaluate MODEL", "--resamples", "-1"), ("evaluate MODEL", "--max-tokens", "-1"),
+        ("compare A B -d X", "--margin", "nan"), ("compare A B -d X", "--margin", "inf"), ("compare A B -d X", "--margin", "-1"),
+        ("compare A B -d X", "--resamples", "-1"), ("compare A B -d X", "--show", "-1"), ("score MODEL text", "--context", "-1"),
+        ("fill [MASK]", "--beam", "0"), ("fill [MASK]", "--max-length", "-3"), ("bench MODEL", "--length", "0"),
+        ("bench MODEL", "--seconds", "0"), ("bench MODEL", "--seconds", "nan"), ("plan X.toml", "--rate", "nan"),
+        ("plan X.toml", "--efficiency", "-1"), ("status RUN", "--seconds", "nan"), ("serve MODEL", "--port", "-1"),
+        ("serve MODEL", "--port", "70000"), ("serve MODEL", "--max-tokens", "0"), ("serve MODEL", "--client-seconds", "inf"),
+        ("doctor X.csv --task classify", "--max-length", "0"), ("demo", "--minutes", "0"), ("demo", "--minutes", "nan"),
+        ("tokenizer X -o Y", "--vocab-size", "-1"), ("tokenizer X -o Y", "--min-frequency", "0"), ("pack X -o Y -t Z", "--held-out", "nan"),
+        ("pack X -o Y -t Z", "--workers", "0"), ("pretrain -o X", "--minutes", "nan"), ("finetune qa MODEL", "--learning-rate", "inf"),
+    ],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_refused_before_anything_is_done(capsys, args):
+    assert code_of([*args[0].split(), *args[1:]]) == 2
+    captured = capsys.readouterr()
+    assert args[1] in captured.err and not captured.out and "Traceback" not in captured.err
 
 
 def test_a_reader_that_has_gone_away_is_no_traceback():

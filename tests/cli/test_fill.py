@@ -104,7 +104,8 @@ def test_long_text_says_so(tiny_bert, capsys):
     [
         ((), "there is no text to fill"),
         (("no mask",), r"there is no mask in 'no mask'; write [MASK], <mask> or ___"),
-        (("[MASK]", "-k", 0), "--top-k 0; at least 1"),
+        (("[MASK]", "-k", 0), "Invalid value for '--top-k'"),
+        (("[MASK] " * 300,), "at most 64 are filled together; fill each on its own (independent=True, --independent)"),
         (("none", "nothing"), "no text could be filled"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
         (("[MASK]", "--precision", "fp8"), "fill: precision = 'fp8'; allowed: auto, fp32, bf16"),

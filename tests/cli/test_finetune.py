@@ -43,11 +43,25 @@ def test_a_dry_run_says_what_would_be_trained_on(capsys, tiny_bert, data, tmp_pa
     report = json.loads(out)
     assert code == 0 and report["num_train"] + report["num_dev"] == 80 and report["steps"] == 2 * report["steps_per_epoch"]
     assert report["labels"].keys() == {"health", "law"} and report["model"] == "BertForSequenceClassification"
+    assert report["hide_prob"] == 0.15
     assert any("text in column 'text', label in column 'label'" in finding["text"] for finding in report["findings"])
     code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run")
-    assert code == 0 and "steps_per_epoch" in out
+    assert code == 0 and "steps_per_epoch" in out and "\nhide_prob            0.15\n" in out
+    code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run", "--json", "-s", "data.hide_prob=0")
+    assert json.loads(out)["hide_prob"] == 0
     code, _, err = run(capsys, "finetune", "classify", tiny_bert, "-t", data)
     assert code == 2 and "name the folder of the run" in err
+
+
+def test_what_was_found_in_the_data_is_told_at_the_end_with_its_count_where_it_has_one(capsys, finished):
+    from unmask.cli.finetune import print_numbers
+
+    metrics = json.loads((finished / "metrics.json").read_text())
+    print_numbers(metrics)
+    err = capsys.readouterr().err
+    assert f"warning: no temperature is fitted: {metrics['num_examples']} held-out examples, and at least 50" in err and "0 x" not in err
+    print_numbers({"findings": [{"level": "error", "code": "a", "text": "bad", "count": 1200, "places": ["x:1"]}], "num_examples": 1})
+    assert capsys.readouterr().err == "error: 1,200 x bad (x:1, ...)\n"
 
 
 def test_predict_prints_writes_and_reads_the_standard_input(capsys, finished, data, tmp_path, monkeypatch):
@@ -64,6 +78,8 @@ def test_predict_prints_writes_and_reads_the_standard_input(capsys, finished, da
     monkeypatch.setattr("sys.stdin", io.StringIO("The judge\n\nThe doctor\n"))
     code, out, _ = run(capsys, "predict", finished, "-", "--json")
     assert [json.loads(row)["text"] for row in out.splitlines()] == ["The judge", "The doctor"]
+    code, _, err = run(capsys, "predict", finished, "a text", "--template", "{text} [MASK]")
+    assert code == 2 and "is for --label-words" in err
     code, _, err = run(capsys, "predict", finished)
     assert code == 2 and "give texts, or files with --data" in err
 
@@ -113,6 +129,8 @@ def test_what_is_not_fine_tuned_is_not_predicted_with(capsys, tiny_bert):
     words = ("--label-words", "health=doctor|nurse", "--label-words", "law=judge")
     code, out, _ = run(capsys, "predict", tiny_bert, "The nurse", "The judge", *words, "--json", "--template", "{text} meets the [MASK]")
     assert code == 0 and [set(json.loads(line)["scores"]) for line in out.splitlines()] == [{"health", "law"}] * 2
+    code, _, err = run(capsys, "predict", tiny_bert, "a text", *words, "--max-length", 32)
+    assert code == 2 and "--max-length 32: with --label-words" in err
     code, _, err = run(capsys, "predict", tiny_bert, "a text", "--label-words", "health")
     assert code == 2 and "not of the form label=word|word" in err
 
@@ -127,5 +145,7 @@ def test_doctor_says_what_is_wrong(capsys, tmp_path, data, tiny_bert):
     bad.write_text("text,label\none,a\n,b\ntwo,\nthree,b\none,b\n", encoding="utf-8")
     code, out, _ = run(capsys, "doctor", bad, "--task", "classify")
     assert code == 2 and "error: 1 x the text is empty" in out and "bad.csv:3" in out and "error: 1 x there is no label" in out
+    code, _, err = run(capsys, "doctor", bad, "--task", "classify", "--max-length", 32)
+    assert code == 2 and "max_length = 32 counts tokens: name the model" in err
     code, _, err = run(capsys, "doctor", bad, "--task", "classfy")
     assert code == 2 and "did you mean 'classify'" in err

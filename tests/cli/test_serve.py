@@ -113,7 +113,8 @@ def test_what_cannot_be_served_is_said_at_the_start(tiny_bert, tmp_path, capsys)
             ([f"a/b={tiny_bert}"], "cannot be a model's name"),
             ([str(tiny_bert), "--port", str(taken.getsockname()[1])], "cannot be used"),
             ([str(tiny_bert), "--precision", "fp8"], "--precision fp8; allowed"),
-            ([str(tiny_bert), "--max-concurrent", "0"], "max_concurrent = 0"),
+            ([str(tiny_bert), "--max-concurrent", "0"], "'--max-concurrent'"),
+            ([str(tiny_bert), "--request-seconds", "nan"], "--request-seconds"),
             ([str(tiny_bert), "--api-key", ""], "--api-key is empty"),
         ):
             with pytest.raises(SystemExit) as exit:

@@ -7,6 +7,7 @@ import errno
 import functools
 import importlib
 import io
+import math
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import UnmaskError
+from ..errors import ConfigError, UnmaskError
 
 # verb -> (module beside this one, the line that `unmask --help` shows)
 VERBS = {
@@ -109,11 +110,17 @@ def dispatch(args: list[str]) -> int:
 
 
 def _interruptible(function: Callable[..., Any], began: list[bool]) -> Callable[..., Any]:
-    """Return a verb that says when it was interrupted, which typer would pass over; `began` is told that it ran."""
+    """Return a verb that says when it was interrupted, and refuses numbers that are none, both of which typer would pass over.
+
+    `began` is told that it ran.
+    """
 
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> Any:
         began.append(True)
+        for name, value in kwargs.items():  # whatever the bounds of an option are, NaN is not outside of them
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{name.replace('_', '-')} {value} is no number to work with; give a finite one")
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:

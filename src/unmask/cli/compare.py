@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
 from .evaluate import Progress
 from .model import named
 
@@ -24,28 +23,36 @@ def compare(
     a: Annotated[str, typer.Argument(help="Model A: a folder, a Hub id, or 'box', the model in the box.")],
     b: Annotated[str, typer.Argument(help="Model B, the one that the verdict is on.")],
     data: Annotated[list[str], typer.Option("--data", "-d", help="Files, folders, globs, or a packed corpus; may repeat.")],
-    metric: Annotated[str | None, typer.Option(help="What the verdict is on; by default masked_loss.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What the verdict is on; by default masked_loss (masked_word_loss where the tokenizers differ).")
+    ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="What is too little to matter, in the metric's unit: 0.01 nats or bits, 0.005 (half a per cent).")
+        float | None,
+        typer.Option(
+            min=0,
+            help="What is too little to matter, in the metric's unit; by default 0.01 nats or bits, 0.005 of a share, 1% of a perplexity.",
+        ),
     ] = None,
     policy: Annotated[str | None, typer.Option(help="corrupt (80/10/10, as in training) or mask (the mask token alone).")] = None,
-    views: Annotated[int, typer.Option(help="How many draws of masks.")] = 1,
+    views: Annotated[int, typer.Option(min=1, help="How many draws of masks.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the masks and the resamples.")] = 0,
-    max_length: Annotated[int | None, typer.Option(help="Tokens that the models see at once; by default 512, or what both have.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that the models see at once; by default 512, or what both have.")
+    ] = None,
     slice_by: Annotated[str | None, typer.Option(help="A field of the documents, or 'source': differences by its values.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,
-    format: Annotated[str | None, typer.Option(help="txt, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
+    format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column that holds the documents' ids.")] = None,
     encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
     layout: Annotated[str | None, typer.Option(help="Of text files: line, blank, file or auto.")] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0: no intervals.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, or auto: whichever is faster here; A's and B's parted by a comma, or one for both.")
     ] = "fp32",
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass; by default what suits the device.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for metrics.json, flips.jsonl and report.html.")] = None,
-    show: Annotated[int, typer.Option(help="Flips of each kind to print; flips.jsonl has them all.")] = 5,
+    show: Annotated[int, typer.Option(min=0, help="Flips of each kind to print; flips.jsonl has them all.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compare two models on the same masks of a text: better, worse, equivalent, or cannot tell.
@@ -53,8 +60,6 @@ def compare(
     The difference of every metric has a 95% interval (a paired bootstrap over documents). Models with different tokenizers are compared on
     the same whole words.
     """
-    if show < 0:
-        raise ConfigError(f"--show {show}; allowed: 0 or more")
     from ..evaluate.compare import compare as run
 
     reading = {"text_column": text_column, "format": format, "encoding": encoding, "layout": layout, "id_column": id_column}

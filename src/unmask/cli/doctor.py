@@ -9,9 +9,11 @@ import typer
 def doctor(
     files: Annotated[list[str], typer.Argument(help="Labelled files to train on.")],
     task: Annotated[str, typer.Option(help="classify, ner or qa.")],
-    dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model or tokenizer whose tokens lengths are counted in.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a window (512).")] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on; else a share of the others, by content.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model or tokenizer, in whose tokens lengths are then told; by default in words.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=8, help="With --model: tokens of a window (512).")] = None,
     format: Annotated[str | None, typer.Option(help="Format of the files; by default their name and content tell.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text (or context); by default found by its name.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label (or answer); by default found by its name.")] = None,

@@ -32,13 +32,21 @@ def evaluate(
     policy: Annotated[
         str, typer.Option(help="What stands in place of a masked token: corrupt (80/10/10, as in training) or mask.")
     ] = "corrupt",
-    views: Annotated[int, typer.Option(help="Draws of masks to measure on.")] = 1,
+    views: Annotated[int, typer.Option(min=1, help="Draws of masks to measure on.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the masks; evaluations during training have 0.")] = 0,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a window, special ones included. By default what the model has, at most 512.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a window, special ones included. By default what the model has, at most 512; on a run's own text, the run's.",
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Measure on documents of so many tokens in all, chosen by hash; 0: on all, the default.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Measure on documents of so many tokens in all, chosen by hash; 0: all, the default; a run's own text: as the run did.",
+        ),
     ] = None,
     slice_by: Annotated[
         str | None, typer.Option(help="A field of the documents' metadata to break the numbers down by, or 'source'.")
@@ -46,15 +54,17 @@ def evaluate(
     frequencies: Annotated[
         str | None, typer.Option(help="A packed corpus whose training text says which tokens are frequent. By default the text itself.")
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the intervals; 0: no intervals.")] = 1000,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder for metrics.json and the records.")] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: no intervals.")] = 1000,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for metrics.json, report.html and what they were made from.")
+    ] = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Write predictions.jsonl too, a line a masked token.")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="The tokenizer, where the model's folder has none.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, or auto: whichever is faster here. (A run's own numbers are in its train.precision.)")
     ] = "fp32",
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass; by default what suits the device.")] = None,
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column that holds the documents' ids.")] = None,

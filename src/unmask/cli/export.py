@@ -18,13 +18,18 @@ def export(
         bool, typer.Option("--int8", help="In eight bits: a quarter of the size, faster on most CPUs, a little less right.")
     ] = False,
     max_drop: Annotated[
-        float, typer.Option(help="What int8 may lose of the masked accuracy, or of a task's own number; it is refused where it loses more.")
+        float,
+        typer.Option(
+            min=0, help="What int8 may lose of the masked accuracy, or of a task's own number; it is refused where it loses more."
+        ),
     ] = 0.005,
     data: Annotated[
         list[str] | None,
         typer.Option(help="Text to measure on (files, folders, a packed corpus), or a task's labelled files. A run has its own."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Measure on documents of so many tokens in all, chosen by hash; 0: on all.")] = 50_000,
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Measure on documents of so many tokens in all, chosen by hash; 0: on all.")
+    ] = 50_000,
     tokenizer: Annotated[str | None, typer.Option(help="The tokenizer, where the model's folder has none.")] = None,
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The column that holds the text, in files that have columns.")] = None,

@@ -25,21 +25,25 @@ def fill(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar=ARGUMENTS, help=f"Texts with masks: [MASK], <mask> or ___. {RULE}", show_default=False)
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="A file of texts, one a line; '-' is standard input.")] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Candidates a mask.")] = 5,
+    data: Annotated[list[str] | None, typer.Option(help="A file of texts, one a line or row; '-' is standard input.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Candidates a mask.")] = 5,
     text_column: Annotated[str, typer.Option(help="The column that holds the text, in files that have columns.")] = "text",
-    format: Annotated[str | None, typer.Option(help="txt, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
+    format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of text files.")] = "utf-8",
     target: Annotated[list[str] | None, typer.Option(help="Score this word instead (again for more); their order is kept.")] = None,
     renormalize: Annotated[bool, typer.Option("--renormalize", help="Scores are shares among the targets.")] = False,
     vocabulary: Annotated[str | None, typer.Option(help="A file of words, one a line: only these may stand at a mask.")] = None,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Only whole words, no punctuation.")] = False,
     no_subwords: Annotated[bool, typer.Option("--no-subwords", help="Nothing that goes on with the word before it.")] = False,
-    max_pieces: Annotated[int, typer.Option(help="Fill ___ by whole words of one to so many pieces.")] = 1,
-    independent: Annotated[bool, typer.Option("--independent", help="Several masks: each on its own, not together as well.")] = False,
-    beam: Annotated[int | None, typer.Option(help="Joint fillings followed at a time.")] = None,
+    max_pieces: Annotated[int, typer.Option(min=1, help="Fill ___ by whole words of one to so many pieces.")] = 1,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Several masks: each on its own, not together as well; more than 64 cannot be together.")
+    ] = False,
+    beam: Annotated[
+        int | None, typer.Option(min=1, help="Joint fillings followed at a time; by default 8, or twice --top-k where that is more.")
+    ] = None,
     pair: Annotated[str | None, typer.Option(help="A second text that follows each of the texts.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens that the model sees; by default all that fit.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the model sees; by default all that fit.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a text.")] = False,
@@ -51,9 +55,6 @@ def fill(
     model, text = split(arguments)
     if not text and not data:
         raise TaskError(no_text(model, "The [MASK] is playing.", "fill"))
-    for flag, value in (("top-k", top_k), ("max-pieces", max_pieces), ("beam", beam)):
-        if value is not None and value < 1:
-            raise TaskError(f"--{flag} {value}; at least 1")
     from ..tasks.fill import Filler
 
     options: dict[str, Any] = {

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..tasks.findings import Finding
 from .launch import Processes, Restarts, launch
 from .model import MODEL
 
 if TYPE_CHECKING:
     from ..train.session import Run
 
-Train = Annotated[list[str] | None, typer.Option("--train", "-t", help="Labelled files to train on: csv, tsv, jsonl; may repeat.")]
+Train = Annotated[
+    list[str] | None,
+    typer.Option("--train", "-t", help="Labelled files to train on: csv, tsv, jsonl, conll (ner), json (qa: SQuAD's); may repeat."),
+]
 
 
 def finetune(
     task: Annotated[str, typer.Argument(help="classify, ner or qa.")],
-    model: Annotated[str | None, typer.Argument(help=f"The model to fine-tune: {MODEL[2:]}", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(help=f"The model to fine-tune: a {MODEL[2:]}", show_default=False)] = None,
     train: Train = None,
     dev: Annotated[list[str] | None, typer.Option(help="Labelled files to measure on; else a share of --train, by content.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; must not hold anything yet.")] = None,
@@ -35,9 +39,14 @@ def finetune(
     steps: Annotated[int | None, typer.Option(help="Budget: steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget: minutes of wall-clock.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step (32).")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a window; longer texts are read in several, none is cut.")] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a window, in several of which longer texts are read; by default what the model has, at most 512."),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its highest; by default by the model's width.")] = None,
-    layer_decay: Annotated[float | None, typer.Option(help="A layer's rate as a share of that of the layer above it (0.9).")] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="A layer's rate as a share of that of the layer above it, such as 0.9; by default all learn alike.")
+    ] = None,
     freeze: Annotated[int | None, typer.Option(help="First layers that keep their weights, and the embeddings with them.")] = None,
     lora: Annotated[int | None, typer.Option(help="Rank of LoRA's matrices; without it all weights are trained.")] = None,
     patience: Annotated[int | None, typer.Option(help="Evaluations in a row without a better one, after which to stop.")] = None,
@@ -113,6 +122,6 @@ def print_numbers(metrics: dict[str, Any]) -> None:
         print(f"{name:27} {value:>10}  {bounds:>20}  {entry['count']:>9,}")
     for finding in metrics.get("findings", []):
         if finding["level"] != "note":
-            print(f"{finding['level']}: {finding['count']:,} x {finding['text']}", file=sys.stderr)
+            print(Finding(**finding), file=sys.stderr)
     if not metrics.get("num_examples"):
         print("nothing was held out, so nothing was measured", file=sys.stderr)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 On = Annotated[
     str | None, typer.Option("--on", help="Work on a Ray cluster: ray (that of this machine, or a new one), ray://HOST:10001, HOST:6379.")
 ]
-Workers = Annotated[int | None, typer.Option(help="With --on: use no more workers than these. By default all that there is room for.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="With --on: use no more workers than these. By default all that there is room for.")
+]
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def pack(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
     tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help="A tokenizer's folder, vocab.txt, tokenizer.json or Hub id.")],
-    held_out: Annotated[float, typer.Option(help="The share of documents to hold out for evaluation; 0 for none.")] = 0.01,
+    held_out: Annotated[float, typer.Option(min=0, help="The share of documents to hold out for evaluation; 0 for none.")] = 0.01,
     dedup: Annotated[str, typer.Option(help="Drop repeated documents: near (alike), exact, or none.")] = "near",
     format: Annotated[str | None, typer.Option(help="txt, md, rst, jsonl, json, csv, tsv or parquet; by default the name tells.")] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text; a number for a file without a header.")] = "text",

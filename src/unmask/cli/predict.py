@@ -14,10 +14,17 @@ from .on import On, Workers, place
 
 def predict(
     command: typer.Context,
-    model: Annotated[str, typer.Argument(help="A fine-tuned model: a run's folder, a model folder, an exported one.")],
+    model: Annotated[str, typer.Argument(help="A fine-tuned model: a run's folder, a model folder, an exported one, a Hub id.")],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; '-' reads lines of the standard input.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Files whose items are predicted: csv, tsv, jsonl, txt; may repeat.")] = None,
-    question: Annotated[str | None, typer.Option(help="A question, to a model that answers; from --context, or texts of --data.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files whose items are predicted: csv, tsv, jsonl, txt, conll (entities), json (questions: SQuAD's); may repeat."
+        ),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="A question for a model that answers: from the texts of --context, or those of --data.")
+    ] = None,
     context: Annotated[list[str] | None, typer.Option(help="A text that may hold the answer to --question; may repeat.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the results: JSON lines, or .conll (entities).")] = None,
     top_k: Annotated[
@@ -27,14 +34,16 @@ def predict(
     text_column: Annotated[str | None, typer.Option(help="Column of the text; by default found by its name.")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair, or of the question.")] = None,
     on_bad: Annotated[str, typer.Option(help="Items that cannot be used: error, or drop and count them.")] = "error",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a window; by default that of training.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=8, help="Tokens of a window; by default that of training.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass; by default what suits the device.")] = None,
     label_words: Annotated[
         list[str] | None, typer.Option(help="With a masked language model: label=word|word, one for each label; nothing is trained.")
     ] = None,
-    template: Annotated[str | None, typer.Option(help="For --label-words: where {text} and the [MASK] stand.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="For --label-words: where {text} and the [MASK] stand; by default '{text} This is about [MASK].'")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     on: On = None,
     workers: Workers = None,
@@ -52,6 +61,10 @@ def predict(
         )
     if name is not None and label_words:
         raise ConfigError(f"--label-words: '{model}' is fine-tuned for {name}; label words are for masked language models")
+    if name is None and max_length is not None:
+        raise ConfigError(f"--max-length {max_length}: with --label-words a window is what the model has; leave it out")
+    if template is not None and not label_words:
+        raise ConfigError(f"--template {template!r} is for --label-words; give some, or leave it out")
     check_asked(model, name == "qa", text, data, question, context)
     if output is not None and any(Path(one).resolve() == output.resolve() for one in data or ()):
         raise ConfigError(f"--output {output} is one of the files of --data; name another file")
@@ -62,7 +75,7 @@ def predict(
     reading = TaskData(format=format, text_column=text_column, pair_column=pair_column, on_bad=on_bad)  # type: ignore[arg-type]
     items: Iterable[Any]
     if question is not None:
-        items = [(question, list(texts(context)) if context else documents(data or [], format, text_column))]
+        items = [(question, list(texts(context)) if context else documents(data or [], kind, reading))]
     else:
         items = kind.items_of(data, reading) if data else texts(text or [])
     how: dict[str, Any] = {"device": device, "precision": precision, "max_tokens": batch_tokens}
@@ -135,11 +148,29 @@ def texts(given: list[str]) -> Iterator[str]:
             yield text
 
 
-def documents(files: list[str], format: str | None, text_column: str | None) -> list[str]:
-    """Return the documents of files, all of which may hold the answer to a question."""
+def documents(files: list[str], kind: Any, reading: Any) -> list[str]:
+    """Return the documents of files, all of which may hold the answer to a question.
+
+    Raises: DataError for files that hold questions instead.
+    """
     from ..data.text import read
 
-    return [one.text for one in read(files, format=format, text_column=text_column or "text")]
+    try:
+        return [one.text for one in read(files, format=reading.format, text_column=reading.text_column or "text")]
+    except DataError:
+        if not _are_questions(files, kind, reading):
+            raise
+        raise DataError(
+            f"--question is put to the texts of --data, and {', '.join(files)} is no text but questions with their contexts; have these "
+            "answered by leaving --question out, or name texts (of a file with columns: --text-column)"
+        ) from None
+
+
+def _are_questions(files: list[str], kind: Any, reading: Any) -> bool:
+    try:
+        return bool(kind.read(files, reading)[0])
+    except DataError:
+        return False
 
 
 def _top(line: dict[str, Any], top_k: int | None) -> dict[str, Any]:

@@ -33,13 +33,14 @@ def score(
     method: Annotated[
         str, typer.Option(help="original (Salazar 2020), word_l2r (Kauf & Ivanova 2023), or sampled, an estimate of original.")
     ] = "original",
-    sample: Annotated[int, typer.Option(help="Tokens a text that the sampled method masks.")] = 16,
+    sample: Annotated[int, typer.Option(min=2, help="Tokens a text that the sampled method masks.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a window, special ones included. By default what the model has, at most 512.")
+        int | None, typer.Option(min=1, help="Tokens of a window, special ones included. By default what the model has, at most 512.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens that a scored token of a long text has on both sides at least. By default a quarter window.")
+        int | None,
+        typer.Option(min=0, help="Tokens that a scored token of a long text has on both sides at least. By default a quarter window."),
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show each token's log-probability.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A folder for scores.jsonl, metrics.json and report.html.")] = None,
@@ -50,7 +51,7 @@ def score(
     encoding: Annotated[str, typer.Option(help="The encoding of text files.")] = "utf-8",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: whichever is faster here.")] = "fp32",
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a forward pass; by default what suits the device.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a forward pass; by default what suits the device.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a line a text, then the metrics; with --output the metrics alone.")
     ] = False,
@@ -66,8 +67,6 @@ def score(
     model, text = split(arguments)
     if not text and not data:
         raise TaskError(no_text(model, "The nurse is here.", "score"))
-    if batch_tokens is not None and batch_tokens < 1:
-        raise TaskError(f"--batch-tokens {batch_tokens}; at least 1")
     from ..evaluate.pll import Scorer, Totals
 
     _check(output)

@@ -24,7 +24,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen at.", envvar="UNMASK_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0: any that is free.", envvar="UNMASK_PORT")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any that is free.", envvar="UNMASK_PORT")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -33,17 +33,24 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    max_concurrent: Annotated[int, typer.Option(help="Requests that wait or run; more get a 429.", envvar="UNMASK_MAX_CONCURRENT")] = 64,
+    max_concurrent: Annotated[
+        int, typer.Option(min=1, help="Requests that wait or run; more get a 429.", envvar="UNMASK_MAX_CONCURRENT")
+    ] = 64,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens that are run together; by default what suits the device.", envvar="UNMASK_MAX_TOKENS"),
+        typer.Option(min=1, help="Tokens that are run together; by default what suits the device.", envvar="UNMASK_MAX_TOKENS"),
     ] = None,
-    max_inputs: Annotated[int, typer.Option(help="Texts of a request.", envvar="UNMASK_MAX_INPUTS")] = 128,
-    max_body_bytes: Annotated[int, typer.Option(help="Bytes of a request.", envvar="UNMASK_MAX_BODY_BYTES")] = 2**20,
-    max_text_tokens: Annotated[int, typer.Option(help="Tokens of a text to be scored.", envvar="UNMASK_MAX_TEXT_TOKENS")] = 1024,
-    request_seconds: Annotated[float, typer.Option(help="For an answer, then a 503.", envvar="UNMASK_REQUEST_SECONDS")] = 60.0,
+    max_inputs: Annotated[int, typer.Option(min=1, help="Texts that a request may hold.", envvar="UNMASK_MAX_INPUTS")] = 128,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes that a request may have.", envvar="UNMASK_MAX_BODY_BYTES")] = 2**20,
+    max_text_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that a text to be scored may have.", envvar="UNMASK_MAX_TEXT_TOKENS")
+    ] = 1024,
+    request_seconds: Annotated[
+        float, typer.Option(min=0.001, help="That an answer may take; then a 503.", envvar="UNMASK_REQUEST_SECONDS")
+    ] = 60.0,
     client_seconds: Annotated[
-        float, typer.Option(help="For a client to send a request, or to take its answer.", envvar="UNMASK_CLIENT_SECONDS")
+        float,
+        typer.Option(min=0.001, help="That a client may take to send a request, or to receive its answer.", envvar="UNMASK_CLIENT_SECONDS"),
     ] = 20.0,
     preload: Annotated[
         bool, typer.Option("--preload", help="Load all models before listening, not when they are asked.", envvar="UNMASK_PRELOAD")

@@ -78,6 +78,8 @@ def export(
         raise ConfigError(f"to = {to!r}; allowed: {', '.join(FORMATS)}")
     if not 0 <= max_drop < 1:
         raise ConfigError(f"max_drop = {max_drop:g}; it is a share of all masked tokens: 0 or more, below 1")
+    if max_tokens < 0:
+        raise ConfigError(f"max_tokens = {max_tokens}; allowed: 0 (all), or how many tokens to measure on")
     for module in ("onnx", "onnxruntime"):
         require(module, extra="onnx", why="an export to ONNX")
     folder = Path(output).expanduser()
