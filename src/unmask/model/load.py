@@ -14,8 +14,10 @@ from ..data.tokenizer import save_tokenizer
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
 from ..hub import only_local
 from .presets import PRESETS, ModelConfig, build_model
+from .tensors import threads_go_on
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
@@ -223,9 +225,17 @@ def set_attention(model: PreTrainedModel, attention: Attention) -> None:
         model.set_attn_implementation(attention)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path, *, card: str | None = None) -> Path:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> Path:
     """Write a Hugging Face folder (config.json, model.safetensors, tokenizer files, README.md from `card`) and return its path.
 
+    `weights`: a state dict of the model to be written in place of the one that it has now.
     Every file is written and closed on return; whoever needs it to be atomic writes to a fresh folder and renames it.
     Raises: RunError when the disk is full or cannot be written.
     """
@@ -235,8 +245,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     plain: PreTrainedModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
-            plain.save_pretrained(folder)
+        with quiet_transformers(), threads_go_on():
+            plain.save_pretrained(folder, state_dict=weights)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, folder)
         if card is not None:

@@ -70,15 +70,14 @@ class Checkpoints:
         `loss` is the held-out loss of these weights, by which the best is known.
         Raises: RunError when it cannot be written (the disk is full, say); the checkpoints from before are as they were.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from ..model.tensors import write_tensors
 
         target = self.folder / f"step-{step:08d}"
         written = {**info, "step": step, "heldout_loss": loss}
 
         def fill(partial: Path) -> None:
             model_saver(partial)
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / TENSORS)
+            write_tensors(tensors, partial / TENSORS)
             (partial / INFO).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
             seal(partial)
 
@@ -86,7 +85,7 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)  # not its parents: where the run's folder is gone, nothing is written in its place
             self._sweep()
             _write_folder(target, fill)
-        except (OSError, SafetensorError, RunError) as error:
+        except (OSError, RunError) as error:
             last = max((c for c in self._complete() if c is not None), key=lambda c: c.step, default=None)
             rest = f"the last good one, '{last.folder}', is untouched" if last else "there is none from before"
             raise RunError(
@@ -119,10 +118,8 @@ class Checkpoints:
         if name is None:
             return None
         folder = self.folder / name
-        if folder not in self._known:
-            info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-            self._known[folder] = Checkpoint(folder, int(info["step"]), info["heldout_loss"], info)
-        return self._known[folder]
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))  # now: a run that went back has written the step again
+        return Checkpoint(folder, int(info["step"]), info["heldout_loss"], info)
 
     def go_back(self, step: int) -> bool:
         """Delete the checkpoints of later steps, and return True; where none is of that step or before, do nothing, and return False."""
