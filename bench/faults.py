@@ -139,9 +139,10 @@ def free_port() -> int:
 def cluster(case: Case, work: Path) -> Iterator[None]:
     """Start the Ray cluster that a case is for, with room for two workers whatever cores there are, and end it."""
     address = case.first(work)[case.first(work).index("--on") + 1]
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--port={address.split(':')[1]}"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}"]
     with open(work / "cluster.txt", "ab") as file:
-        process = subprocess.Popen([*command, "--include-dashboard=false"], stdout=file, stderr=file)
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     case.host = process.pid
     while named(descendants(process.pid), "raylet") == []:
         time.sleep(0.5)
@@ -341,6 +342,7 @@ def main() -> int:
 
     from train import environment
 
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # else one that finds a token on this machine asks for it, and the other does not send it
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="unmask-ray-")  # other clusters of this machine are not touched
     until = time.monotonic() + 60 * args.minutes
     folder = args.work or Path(tempfile.mkdtemp(prefix="unmask-faults-"))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -217,6 +218,25 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_undisturbe
     assert output.count("this model") == 1
     assert [record["event"] for record in records(run) if record.get("event") in ("start", "resume")] == ["start", "resume"]
     assert_close(weights(runs / "whole"), weights(run), 0.0)
+
+
+def test_a_process_that_waits_for_others_to_come_ends_when_its_launcher_does():
+    joins = "import torch; from unmask.train.distributed import join; print('joins', flush=True); join(torch.device('cpu')).__enter__()"
+    starts = "import os, subprocess, sys; os.environ['UNMASK_LAUNCHED'] = str(os.getpid()); subprocess.run(sys.argv[1:])"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # where nobody listens then
+    others = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", starts, sys.executable, "-c", joins],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **others},
+    )
+    assert process.stdout.readline() == "joins\n"
+    process.kill()
+    _, errors = process.communicate(timeout=120)  # ends when nobody holds the pipe any more
+    assert "the launcher has gone" in errors
 
 
 def test_alone_there_is_nobody_to_wait_for():

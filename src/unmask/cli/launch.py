@@ -42,7 +42,7 @@ def launch(processes: int | None, restarts: int) -> int | None:
     if processes > A_CORE * cores:
         raise ConfigError(f"--processes {processes}, and this machine has {cores} cores; allowed: 1 to {A_CORE * cores}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    os.environ["UNMASK_LAUNCHED"] = "1"
+    os.environ["UNMASK_LAUNCHED"] = str(os.getpid())
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # otherwise processes that are started again may read addresses of the dead
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what is wrong

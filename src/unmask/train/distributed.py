@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, RunError, UnmaskError
 from . import turns
 from .sharded import Shards, shard
-from .watch import Watch
+from .watch import Watch, ending_with
 
 if TYPE_CHECKING:
     from .loop import TrainConfig
@@ -115,12 +115,12 @@ class World:
 class Processes(World):
     """Several processes, on one machine or many, which torchrun (or `--processes`) has started."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, launcher: int) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.device = device
         self.waited, self.moved, self.is_waiting = 0.0, time.monotonic(), False  # `moved`: when it last got through a place of waiting
         self.gradients: Replicas | Shards | None = None
-        self._launcher = os.getppid()
+        self._launcher = launcher
 
     @property
     def is_orphan(self) -> bool:
@@ -332,6 +332,11 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launcher() -> int:
+    """Return the process that has started this one, which may have gone meanwhile; what `--processes` starts is told."""
+    return int(os.environ.get("UNMASK_LAUNCHED", os.getppid()))
+
+
 def is_restarted() -> bool:
     """Return whether torchrun has started this process again, after one of its fellows died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -348,12 +353,14 @@ def join(device: torch.device) -> Iterator[World]:
         yield World()
         return
     check_device(device)
+    parent = launcher()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=FOR_EVER)
-        yield Processes(device)
+        with ending_with(parent):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=FOR_EVER)
+        yield Processes(device, parent)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or not any(phrase in str(error) for phrase in LOST):
             raise

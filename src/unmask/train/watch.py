@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 import torch.distributed as dist
@@ -68,6 +70,26 @@ class Watch:
             f"of {self.world.size} processes, those that wait have waited {self.seconds:,.0f} s: {found}. "
             "The run goes on from its last checkpoint (unmask resume); train.timeout_minutes is how long they wait"
         )
+
+
+@contextlib.contextmanager
+def ending_with(launcher: int) -> Iterator[None]:
+    """End this process with exit code 1 when its launcher has gone: one that waits for others to come is told by nobody else."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(TICK_SECONDS):
+            if os.getppid() != launcher:
+                os.write(2, b"unmask: the launcher has gone, and not all of its processes have come; start it again\n")
+                os._exit(1)  # the main thread is inside a call that does not return
+
+    thread = threading.Thread(target=look, name="unmask-launcher", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _named(ranks: list[int]) -> str:
