@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import itertools
 import json
@@ -24,6 +25,7 @@ from unmask.tasks import recipe as task_recipes
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.ner_data import read_tagged
 from unmask.tasks.qa_data import read_items as read_questions
+from unmask.tasks.qa_data import written
 from unmask.tasks.recipe import TaskData
 from unmask.train import recipe as recipes
 
@@ -167,6 +169,55 @@ def test_readers_of_questions(folder, data, name):
     path.write_bytes(data.draw(damaged(QUESTIONS[name])))
     with no_hang(), contextlib.suppress(DataError):
         read_questions(path, TaskData(), labelled=data.draw(st.booleans()))
+
+
+def strings(value):
+    """Yield every text in what a reader gives."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from strings([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from strings(inner)
+    elif dataclasses.is_dataclass(value):
+        yield from strings([getattr(value, field.name) for field in dataclasses.fields(value)])
+
+
+HALF = "a \ud800 b"  # JSON can name it, and no file can hold it
+ROW = {
+    "id": HALF,
+    "text": HALF,
+    "label": HALF,
+    "question": HALF,
+    "context": HALF,
+    "answers": {"text": ["b"], "answer_start": [4]},
+    HALF: {"x": [HALF]},
+}
+WORDS = {"id": HALF, "tokens": ["a", HALF], "tags": ["O", "B-" + HALF]}
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda path: list(read(path, id_column="id")),
+        lambda path: list(read(path.with_suffix(".json"), id_column="id")),
+        read_rows,
+        lambda path: read_items(path, TaskData())[0],
+        lambda path: read_tagged(str(path.with_name("words.jsonl")), TaskData())[0],
+        lambda path: read_questions(path, TaskData())[0],
+        lambda path: read_questions(path.with_suffix(".json"), TaskData())[0],
+        lambda path: written(json.dumps({"text": [HALF]}), None),
+        lambda path: written(repr({"text": [HALF]}), None),
+    ],
+)
+def test_half_a_character_becomes_a_whole_one(tmp_path, reader):
+    """What is read can be written, and places in it are where they were."""
+    (tmp_path / "x.jsonl").write_text(json.dumps(ROW) + "\n")
+    (tmp_path / "x.json").write_text(json.dumps([ROW]))
+    (tmp_path / "words.jsonl").write_text(json.dumps(WORDS) + "\n")
+    found = list(strings(list(reader(tmp_path / "x.jsonl"))))
+    assert "a \ufffd b" in found and not [text for text in found if "\ud800" in text]
 
 
 RECIPE = b"""base_model = "x"

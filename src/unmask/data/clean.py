@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from typing import Any
 
 # control characters, byte-order marks, soft hyphens, directional marks; not the joiners (U+200C, U+200D), which spell words
 _DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
@@ -33,9 +34,19 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
+def mended(value: Any) -> Any:
+    """Return a value of JSON with U+FFFD for every half of a surrogate pair in its texts: JSON can name one, and no file can hold it."""
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {mended(key): mended(inner) for key, inner in value.items()}
+    return [mended(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def content_hash(text: str) -> int:
     """Return a 64-bit hash of a text, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+    data = text.encode("utf-8", "surrogatepass")  # half a surrogate pair, which only Python's callers can give, is hashed as it is
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def split_point(text_hash: int) -> float:

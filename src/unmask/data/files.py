@@ -7,6 +7,7 @@ import codecs
 import gzip
 import json
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DataError
+from .clean import mended
 from .manifest import check_manifest
 
 CHUNK_BYTES = 1 << 20
@@ -31,6 +33,7 @@ MAGIC = (
     (b"\x7fELF", "a program"), (b"ARROW1", "an Arrow file"), (b"SQLite format 3", "a SQLite database"),
     (b"BZh", "bzip2 data (name it *.bz2)"),
 )  # fmt: skip
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, or a whole one
 
 
 class EmptyFile(DataError):
@@ -204,6 +207,19 @@ def json_lines(numbered: Iterable[tuple[int, str]], path: Path | str) -> Iterato
         if not line or line.isspace():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
             raise DataError(f"{path}:{number}: not JSON ({error}): {line[:60]!r}; in JSON lines every line is one JSON object") from None
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of JSON text, in which every string is text.
+
+    Raises: ValueError (of numbers of thousands of digits, too), RecursionError.
+    """
+    return mended_json(json.loads(text), text)
+
+
+def mended_json(value: Any, text: str, start: int = 0, stop: int = sys.maxsize) -> Any:
+    """Return the value of text[start:stop], which is JSON, with no string that is not text."""
+    return mended(value) if _HALF.search(text, start, stop) else value

@@ -295,7 +295,8 @@ def _json(source: Source, options: Options) -> Iterator[Document]:
             in_list, at, need = False, at + 1, 0
             continue
         try:
-            row, at = decoder.raw_decode(text, at)
+            row, end = decoder.raw_decode(text, at)
+            row, at = files.mended_json(row, text, at, end), end
         except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
             if not done:
                 need = max(2 * (len(text) - at), files.CHUNK_BYTES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import files
-from ..data.clean import content_hash
+from ..data.clean import content_hash, mended
 from ..data.rows import Row, read_rows
 from ..data.text import expand, no_column, suffix_format
 from ..errors import DataError
@@ -81,7 +80,7 @@ def read_items(sources: Sequence[str | Path] | str | Path, data: TaskData, *, la
 def _json(path: str, data: TaskData, findings: Findings, labelled: bool) -> Iterator[QuestionItem | None]:
     text = "".join(files.decode(path, data.encoding))
     try:
-        root = json.loads(text)
+        root = files.parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); a file of one object a line is JSON lines: name it .jsonl") from None
     articles = root.get("data") if isinstance(root, Mapping) else root
@@ -199,7 +198,7 @@ def written(value: Any, starts: Any) -> list[Written] | None:
 
 def _parsed(text: str) -> Any:
     """Return what JSON, or Python's way to write lists and dicts, says; the text itself where it is neither."""
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    readers: tuple[Callable[[str], Any], ...] = (files.parse_json, lambda text: mended(ast.literal_eval(text)))
     for reader in readers:
         try:
             found = reader(text)
