@@ -56,6 +56,13 @@ def shown(run: Path) -> dict:
     return {}
 
 
+def watched(run: Path) -> dict:
+    """Say how a run stands."""
+    import unmask
+
+    return {"lines": bool(unmask.status(run).lines())}
+
+
 def trained(corpus: Path) -> dict:
     """Train some steps on a packed corpus, and return what came of it."""
     import unmask
@@ -153,6 +160,8 @@ def turned(work: Path, flips: int, seed: int, until: float) -> dict:
         "corpus, read": (lambda: over(known["pack"], work, "packed"), "", read_back),
         "finished run, resumed": (lambda: work / "base", "", resumed),
         "finished run, reported": (lambda: work / "base", "", shown),
+        "finished task, reported": (lambda: over(known["finetune"], work, "tuned"), "", shown),
+        "finished run, watched": (lambda: work / "base", "", watched),
     }
     for use, (make, part, function) in runs.items():
         folder = make()

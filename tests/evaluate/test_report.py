@@ -134,6 +134,17 @@ def test_a_file_that_is_damaged_is_named(run):
         write(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics.json", "[1]"), ("config.toml", "data = 1\n"), ("log.jsonl", '{"step": "x", "loss": []}\n'), ("examples.json", '[{"x": 1}]')],
+)
+def test_files_that_hold_something_else_are_an_error_of_ours(run, name, text):
+    (run / name).write_text(text)
+    with pytest.raises(CheckpointError, match="do not hold what its report shows"):
+        write(run)
+    assert not (run / "report.html").exists()
+
+
 def test_parameters_are_counted_from_the_header(tmp_path):
     import torch
     from safetensors.torch import save_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.whole import whole_file
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnmaskError
 from . import report_comparison, report_evaluation, report_run, report_task
 from .page import page
 
@@ -21,7 +21,7 @@ KINDS = (
 def write(folder: str | Path) -> Path:
     """Write FOLDER/report.html from what a run, an evaluation or a comparison has written down there, and return its path.
 
-    Raises: CheckpointError where the folder holds none of them.
+    Raises: CheckpointError where the folder holds none of them, or its files do not hold what they should.
     """
     folder = Path(folder).expanduser()
     parts = next((parts for matches, parts in KINDS if matches(folder)), None)
@@ -30,7 +30,15 @@ def write(folder: str | Path) -> Path:
             f"'{folder}' holds no run (no config.toml and log.jsonl), and no evaluation or comparison; "
             "name the folder that `unmask pretrain`, `adapt`, `evaluate` or `compare` made"
         )
-    text = page(f"{folder.resolve().name} · Unmask", parts(folder))
+    try:
+        text = page(f"{folder.resolve().name} · Unmask", parts(folder))
+    except UnmaskError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:  # JSON, but another
+        raise CheckpointError(
+            f"the files of '{folder}' do not hold what its report shows ({type(error).__name__}: {error}): the run was stopped just before "
+            "its end (`unmask resume` goes on), or one of metrics.json, log.jsonl, predictions.jsonl and config.toml is damaged"
+        ) from error
     with whole_file(folder / REPORT) as file:
         file.write(text)
     return folder / REPORT
