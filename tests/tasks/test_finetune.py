@@ -136,6 +136,12 @@ def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
     shutil.rmtree(folder / "seed-2")
     again = unmask.resume(folder)
     assert again.metrics["seeds"] == seeds and "Over seeds" in (folder / "report.html").read_text()
+    for text in ('{"train', '{"training": {"step": 3}}', "[1]"):
+        (folder / "seed-1" / "metrics.json").write_text(text)
+        with pytest.raises(CheckpointError, match="remove it, and resume"):
+            unmask.resume(folder)
+    (folder / "seed-1" / "metrics.json").unlink()
+    assert unmask.resume(folder).metrics["seeds"] == seeds
 
 
 def test_frozen_layers_stay_and_lower_layers_learn_less(tiny_bert, labelled_file, tmp_path):

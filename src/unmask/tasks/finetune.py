@@ -96,7 +96,7 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
             run = resume(inner, after) if (inner / CONFIG).is_file() else start(one, inner, after)
             if run.interrupted:
                 return dataclasses.replace(run, folder=folder)
-        found.append((seed, inner, json.loads((inner / METRICS).read_text(encoding="utf-8"))))
+        found.append((seed, inner, _metrics(inner / METRICS)))
     name = found[0][2].get("best")
     if name is None:
         raise ConfigError("several seeds are compared on held-out examples, and there are none; give dev files, or seeds = 1")
@@ -111,6 +111,16 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
     metrics = {**metrics, "seeds": {"best_seed": best, "values": {str(seed): value for seed, value in values.items()}, "numbers": spread}}
     write_text(folder / METRICS, json.dumps(finite(metrics), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return Run(folder, metrics, metrics["training"]["step"])
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if {"rank", "step"} <= found["training"].keys() and (found.get("best") is None or "value" in found[found["best"]]):
+            return found
+        raise ValueError("numbers are missing")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is not what the run wrote ({error}); remove it, and resume: its model is measured again") from None
 
 
 def value_of(metrics: dict[str, Any], name: str) -> float:

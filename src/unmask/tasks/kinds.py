@@ -54,7 +54,8 @@ def task_of(name: str | Path) -> str | None:
         return None
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # whoever loads it says what is wrong
-    names = settings.get("architectures") or [""] if isinstance(settings, dict) else [""]
-    return next((task for task, ending in TASKS.items() if str(names[0]).endswith(ending)), None)
+    names = settings.get("architectures") if isinstance(settings, dict) else None
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return next((task for task, ending in TASKS.items() if name.endswith(ending)), None)

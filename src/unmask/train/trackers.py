@@ -200,7 +200,12 @@ def find_id(folder: Path) -> str:
     """Return the name by which trackers know the run in a folder, made when first asked for."""
     path = folder / IDS
     if path.is_file():
-        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"'{path}' does not say by which name the trackers know the run ({error}); remove it: they then take what comes for another"
+            ) from None
     run_id = uuid.uuid4().hex[:8]
     path.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
     return run_id
