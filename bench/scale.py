@@ -4,7 +4,7 @@
 
 CORPUS is a packed one. `efficiency_2`: tokens/s of 2 processes of 1 thread over twice those of 1 process of 1 thread, the two in turn;
 rates are medians over the steps of a run (the first ones left out), and the median over the rounds is told. `checkpoint_share`: what ten
-checkpoints, as many as a run has, take of a run of five minutes, the shortest that the README has. `resume_seconds`: from the command
+checkpoints, as many as a run has, cost of a run of five minutes, the shortest that the README has. `resume_seconds`: from the command
 `unmask resume` to the end of its first step, on the corpus and on one of ten times as many documents; the longer of the two.
 `ray_pack_ratio`: bench/ray_pack.py.
 """
@@ -65,18 +65,15 @@ def rate(log: list[dict], name: str = "tokens_per_second") -> float:
 
 
 def saving(log: list[dict], every: int) -> float:
-    """Return the median seconds of a save: the wall-clock between the lines around it, less that of the step."""
-    taken = [
-        after["seconds"] - before["seconds"] - (after["tokens"] - before["tokens"]) / after["tokens_per_second"]
-        for before, after in itertools.pairwise(log)
-        if before["step"] % every == 0
-    ]
-    return statistics.median(taken)
+    """Return the median seconds that a save costs: how much longer the save and the step after it, beside which it is written, take."""
+    steps = {after["step"]: after["seconds"] - before["seconds"] for before, after in itertools.pairwise(log)}
+    usual = statistics.median(seconds for step, seconds in steps.items() if step > WARM_UP and step % every > 1)
+    return statistics.median(seconds for step, seconds in steps.items() if step > WARM_UP and step % every == 1) - usual
 
 
 def processes(data: str, work: Path, rounds: int, steps: int, more: list[str]) -> dict:
     """Return the speed of two processes beside that of one, and what a checkpoint takes."""
-    every = max(2, steps // 4)
+    every = max(3, steps // 4)
     one, two, shares, saves = [], [], [], []
     size = 0
     for number in range(rounds):

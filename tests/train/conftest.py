@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +111,19 @@ def corpus(text_file, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "corpus"
     unmask.pack(text_file, folder, tokenizer=tokenizer, held_out=0.1, dedup="none")
     return folder
+
+
+@pytest.fixture(scope="session")
+def together():
+    """Return a function: (size, function, options), ... -> what was printed, and the exit code.
+
+    They are run one after another in that many processes each, forks of one (worlds.py).
+    """
+
+    def run(*jobs) -> tuple[str, int]:
+        text = json.dumps([{"size": size, "call": call, "options": options} for size, call, options in jobs], default=str)
+        command = [sys.executable, Path(__file__).with_name("worlds.py"), text]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900)
+        return done.stderr, done.returncode
+
+    return run

@@ -191,6 +191,14 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(checkpoin
     assert again.latest().step == 5 and not any(name.endswith(".partial") for name in steps(again.folder))
 
 
+def test_what_another_process_reads_is_what_is_there_now(checkpoints):
+    """A run that went back comes by a step again, and writes it anew."""
+    other = Checkpoints(checkpoints.folder)
+    for value in (1, 2):
+        name = save(checkpoints, 4, value=value).folder.name
+        assert other.named(name).info["value"] == value
+
+
 def test_a_save_that_fails_leaves_nothing_behind(checkpoints):
     good = save(checkpoints, 1)
 

@@ -136,6 +136,28 @@ def test_a_run_that_went_back_is_resumed_to_the_bit(went_back, corpus, tmp_path)
     assert_bit_equal(weights(folder), weights(went_back))
 
 
+@pytest.fixture(scope="module")
+def in_two(together, corpus, tmp_path_factory):
+    """Runs of two processes in one of which weights go wrong: copies of the model, and parts of it."""
+    folder = tmp_path_factory.mktemp("two")
+    settings = {**SETTINGS, "optimizer": "adamw", "save_steps": 10, "max_steps": 60, "corpus": corpus, "at": 45}
+    said, code = together(*[(2, ":spoilt", {**settings, "parallel": name, "output": folder / name}) for name in ("ddp", "fsdp")])
+    assert not code, said
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_go_back_together(in_two, words, parallel):
+    run = in_two / parallel
+    (record,) = records(run, "rollback")
+    assert record["step"] == 40 and len(record["left_out"]) == PATIENCE + 1 and 45 in record["left_out"]
+    skipped = records(run, "skipped")
+    assert [one["step"] for one in skipped if "does without its batch" in one["reason"]] == record["left_out"]
+    assert all(len(set(one["documents"])) == len(one["texts"]) > 5 for one in skipped)  # those of both processes
+    losses = [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "event" not in line]
+    assert max(losses[-10:]) < 2 and json.loads((run / "metrics.json").read_text())["step"] == 60
+
+
 def test_a_run_ends_where_it_comes_again(corpus, tmp_path):
     _, run = spoilt((45, 52), corpus, tmp_path / "run", max_steps=80)
     again = r"3 steps in a row.*\n.*had gone back before, and left out steps \d+ to \d+, and here it is again"

@@ -27,8 +27,10 @@ from unmask.data.tokenizer import load_tokenizer, special_ids
 from unmask.model.heads import forward_packed
 from unmask.model.load import ModelConfig, build_model
 from unmask.train import distributed, optim
+from unmask.train import recipe as recipes
 from unmask.train.loop import TrainConfig, TrainState, accumulate
 from unmask.train.loss import masked_loss_sum
+from unmask.train.masking_objective import MaskedLanguageModel
 from unmask.train.optim import OptimConfig
 
 
@@ -169,6 +171,50 @@ def muon(tokenizer: str) -> None:
             world.complete(together)
             mine, ours = optim.state_tensors(alone), optim.state_tensors(together)
             assert mine.keys() == ours.keys() and all(torch.equal(mine[name], ours[name]) for name in mine)
+
+
+def shards() -> None:
+    """Check that what was copied of tensors in shards comes together as it was, however few rows there are, while they are changed."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from unmask.train.snapshot import Snapshot
+
+    with distributed.join(torch.device("cpu")) as world:
+        world.aside = torch.distributed.new_group(backend="gloo")
+        mesh = init_device_mesh("cpu", (world.size,))
+        whole = {str(rows): torch.arange(rows * 5.0).reshape(rows, 5) for rows in (1, 2, 3, 4, 7, 300)} | {"bias": torch.arange(8.0)}
+        cut = {name: distribute_tensor(tensor.clone(), mesh, [Shard(0)]) for name, tensor in whole.items()}
+        tied, step = {"tied": cut["7"]}, {"step": torch.tensor(3.0)}
+        copies = Snapshot({**cut, **tied, **step}, world)
+        for tensor in cut.values():
+            tensor.to_local().zero_()
+        found = copies.whole()
+        assert world.is_first or "step" not in found
+        if world.is_first:
+            assert found["tied"] is found["7"] and found.keys() == {*cut, "tied", "step"}
+            assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+        world.sum(1.0)
+
+
+def spoilt(corpus: str, output: str, at: int, **settings) -> None:
+    """Train while in the last process the weights, or its part of them, go wrong in memory as its pass `at` begins."""
+
+    class Spoilt(MaskedLanguageModel):
+        passes = 0
+
+        def loss_sum(self, model, batch):
+            Spoilt.passes += 1
+            if Spoilt.passes == at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+                        own.add_(3.0 * (torch.arange(own.numel()).reshape(own.shape) % 7 - 3))
+            return super().loss_sum(model, batch)
+
+    nested = recipes.nested(settings)
+    nested["data"]["sources"] = [corpus]
+    unmask.train.run.start(recipes.load(settings=nested), output, Spoilt.make)
 
 
 def hang(seconds: float) -> None:

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 class Background:
     """One piece of work at a time, in a thread. What goes wrong in it is raised by the next call of any method here.
 
-    The end of `with Background() as background:` waits for it, however it is come to; only a second Ctrl-C does not.
+    The end of `with Background() as background:` waits for it, however it is come to; Ctrl-C breaks off the wait.
     """
 
     def __init__(self) -> None:

@@ -33,6 +33,7 @@ class World:
 
     rank, size = 0, 1
     is_sharded = False  # whether each process holds a part of the model only
+    aside: Any = None  # of processes that each hold a part: their group for what goes on beside training
     waited = 0.0  # seconds spent waiting for the other processes, since `take_waited` was called
 
     @property
@@ -199,6 +200,8 @@ class Processes(World):
     def shard(self, model: Any, *, bf16: bool) -> None:
         """Cut a model, in place, into as many parts as there are processes."""
         shard(model, self, bf16=bf16)
+        if self.aside is None:
+            self.aside = dist.new_group(backend="gloo", timeout=FOR_EVER)
         self.gradients, self.is_sharded = Shards(model), True
 
     def passes(self, number: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -23,6 +25,7 @@ from ..model.load import save_model
 from ..rng import rng
 from . import lora, optim
 from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
+from .background import Background
 from .compiling import compile_layers
 from .distributed import World, join
 from .guard import WINDOW, Diverged, Guard
@@ -32,9 +35,9 @@ from .recompute import recompute_layers
 from .runlog import NoLog, RunLog, finite
 from .setup import find_device
 from .sharded import check as check_sharded
-from .sharded import gathered, whole
 from .signals import StopRequest
 
+from .snapshot import Snapshot
 AUTO_TIMES = 10  # evaluations and checkpoints of a run that does not say how many
 AUTO_APART = 10  # steps that lie between them at least
 EXCERPT_TOKENS = 40  # of each document of a step that was skipped, in the log
@@ -153,7 +156,7 @@ class Session:
         if back is not None:
             self.log.write({"event": "rollback", "step": self.state.step, "left_out": list(back.suspects), "reason": str(back)})
             self.log.notice(f"back at step {self.state.step}, to do without steps {back.suspects.start} to {back.last}: {back}")
-        self.stop = StopRequest()
+        self.stop, self.saving = StopRequest(), Background()
         self.compile()
         if self.world.is_first:
             write_text(folder / "config.toml", self.recipe.to_toml())
@@ -170,6 +173,7 @@ class Session:
                 prefetch(self.objective.loader, self.state.step, self.probability_of) as batches,
                 self.world.watching(60 * self.config.timeout_minutes),
             ):
+                self.saving,
                 train(self.state, batches, loss_sum, self.recipe, self.on_step, self.objective.count, self.world)
         run = Run(self.folder, self.metrics or {}, self.state.step, not self.is_over, self.world.is_first)
         if run.interrupted:
@@ -208,6 +212,7 @@ class Session:
     def on_step(self, state: TrainState, step: Step) -> bool:
         """Log a step, evaluate and save where it is time to; return whether to stop."""
         progress = state.progress(self.config)
+        self.saving.check()
         stopping = self.world.any(self.stop.requested or self.world.is_orphan)
         ending = progress >= 1 or stopping
         if step.fault is not None:
@@ -268,24 +273,19 @@ class Session:
         return self.state.step, self.state.progress(self.config)
 
     def save(self) -> None:
-        """Write a checkpoint: a complete model folder, the optimizers, the random numbers of dropout, and the counters."""
-        state = self.state
+        """Have a checkpoint written: a complete model folder, the optimizers, the random numbers of dropout, and the counters.
+
+        They are copied, and training goes on; one checkpoint is on its way at a time.
+        """
+        self.saving.wait()
+        state, model, world = self.state, self.state.model, self.world
         self.last_save = self.now()
-        tensors, model = self.random_states(), state.model
-        self.world.complete(state.optimizers)
-        for name, tensor in optim.state_tensors(state.optimizers).items():
-            tensor = whole(tensor)
-            if self.world.is_first:
-                tensors[name] = tensor
-        if self.world.is_sharded:
-            model = gathered(model, keep=self.world.is_first)
-        if not self.world.is_first:
-            return
-        if identity(self.folder) != self.place:
-            raise RunError(
-                f"'{self.folder}' is no longer the folder that the run goes on in: its disk is gone, or it was moved; bring it back, "
-                "then go on with `unmask resume`"
-            )
+        world.complete(state.optimizers)
+        tensors = self.random_states() | optim.state_tensors(state.optimizers)
+        if self.recipe.lora.r:
+            tensors |= lora.tensors(model)
+            model = lora.merged(model)
+        copies = Snapshot(tensors, world), Snapshot(model.state_dict(keep_vars=True), world)
         info = {name: getattr(state, name) for name in COUNTERS}
         info |= {
             "progress": state.progress(self.config),
@@ -295,10 +295,20 @@ class Session:
         }
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = self.objective.rank(info["heldout"]) if info["heldout"] else None
-        if self.recipe.lora.r:
-            tensors |= lora.tensors(model)
-            model = lora.merged(model)
-        self.checkpoints.save(state.step, lambda folder: save_model(model, self.objective.tokenizer, folder), tensors, info, loss=loss)
+        self.saving.start(functools.partial(self.write, model, *copies, copy.deepcopy(info), loss))
+
+    def write(self, model: Any, tensors: Snapshot, weights: Snapshot, info: dict[str, Any], loss: float | None) -> None:
+        """Write a checkpoint of what was copied, in the first process; the others send what they hold."""
+        state, whole = tensors.whole(), weights.whole()
+        if not self.world.is_first:
+            return
+        if identity(self.folder) != self.place:
+            raise RunError(
+                f"'{self.folder}' is no longer the folder that the run goes on in: its disk is gone, or it was moved; bring it back, "
+                "then go on with `unmask resume`"
+            )
+        tokenizer = self.objective.tokenizer
+        self.checkpoints.save(info["step"], lambda folder: save_model(model, tokenizer, folder, weights=whole), state, info, loss=loss)
 
     def random_states(self) -> dict[str, torch.Tensor]:
         """Return the states of the random numbers of dropout, of every process."""

@@ -81,24 +81,3 @@ def like(tensor: Tensor, other: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
-
-
-def gathered(model: Any, *, keep: bool) -> Any:
-    """Return a sharded model as a whole one on the CPU, in the processes that `keep` it; every process must ask for it."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():  # one after another: never all of them on the device
-        full = whole(tensor)
-        if keep:
-            tensors[name] = full.cpu()
-    if not keep:
-        return None
-    with torch.device("meta"):
-        twin = model_class(model)(model.config)
-    twin.load_state_dict(tensors, assign=True)
-    twin.tie_weights()
-    return twin
-
-
-def model_class(model: Any) -> Any:
-    """Return the class that a model was of before it was cut (FSDP2 puts one of its own before it)."""
-    return next(kind for kind in type(model).__mro__ if not kind.__name__.startswith("FSDP"))
