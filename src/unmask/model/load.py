@@ -14,7 +14,6 @@ from ..data.tokenizer import save_tokenizer
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
 from ..hub import only_local
 from .presets import PRESETS, ModelConfig, build_model
-from .tensors import threads_go_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -240,6 +239,8 @@ def save_model(
     Raises: RunError when the disk is full or cannot be written.
     """
     from safetensors import SafetensorError
+
+    from .tensors import threads_go_on
 
     folder = Path(folder)
     plain: PreTrainedModel = getattr(model, "_orig_mod", model)  # what torch.compile wraps
