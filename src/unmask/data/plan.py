@@ -38,9 +38,12 @@ def cut(lengths: np.ndarray, capacity: int) -> Windows:
     lengths = np.asarray(lengths, dtype=np.int64)
     counts = -(-lengths // capacity)
     document = np.repeat(np.arange(len(lengths)), counts)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-    size, parts = lengths[document], counts[document]
-    return Windows(document, number * size // parts, (number + 1) * size // parts)
+    first = np.cumsum(counts) - counts
+    start = (np.arange(len(document)) - first[document]) * lengths[document] // counts[document]
+    stop = np.append(start[1:], 0)
+    ends = first + counts - 1
+    stop[ends[counts > 0]] = lengths[counts > 0]
+    return Windows(document, start, stop)
 
 
 @dataclass(frozen=True, slots=True)

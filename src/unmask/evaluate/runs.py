@@ -10,8 +10,6 @@ from typing import Any, ParamSpec
 from ..train import recipe as recipes
 from ..train import run as runs
 from ..train.session import Run, tell
-from . import adaptation
-from .report import write
 
 P = ParamSpec("P")
 
@@ -19,6 +17,9 @@ P = ParamSpec("P")
 def finish(run: Run) -> Run:
     """Compare an adapted model with its base where that is asked for, write RUN/report.html, and return the run; no more if interrupted."""
     if not run.interrupted and run.is_first:
+        from . import adaptation  # only now: a run begins a second or two earlier without what measures and draws
+        from .report import write
+
         if adaptation.is_wanted(recipes.load(run.folder / "config.toml")):
             adaptation.write(run.folder, say=tell)
         write(run.folder)

@@ -200,7 +200,8 @@ class TaskObjective(Objective):
             dev, more = cls.read(recipe.data.dev, recipe.data, recipe.options)
             findings.merge(more)
         else:
-            sides = [split_of(cls.split_key(item), recipe.data.dev_share) for item in items]
+            share = recipe.data.share_of(len(items))
+            sides = [split_of(cls.split_key(item), share) for item in items]
             train = [item for item, side in zip(items, sides, strict=True) if side == "train"]
             dev = [item for item, side in zip(items, sides, strict=True) if side != "train"]
         if not train:

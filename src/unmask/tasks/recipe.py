@@ -18,6 +18,8 @@ from ..train.optim import OptimConfig
 from ..train.session import tell
 from .kinds import task
 
+DEV_SHARE, DEV_ENOUGH = 0.1, 2000  # what is held out to measure on, and how many examples at most
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -25,7 +27,7 @@ class TaskData:
 
     sources: tuple[str, ...] = ()  # files to train on
     dev: tuple[str, ...] = ()  # files to measure on while training; unset: a share of the sources, by a hash of their content
-    dev_share: float = 0.1  # that share
+    dev_share: float | None = None  # that share; unset: 0.1, of more than 20,000 examples as much as makes 2,000
     format: str | None = None  # of the files; unset: by their name and content
     encoding: str = "utf-8"  # of the files
     text_column: str | None = None  # of files with columns; unset: found by its name
@@ -44,8 +46,12 @@ class TaskData:
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from {8 if name == 'max_length' else 1}")
         if self.hide_prob is not None and not 0 <= self.hide_prob < 1:
             raise ConfigError(f"data.hide_prob = {self.hide_prob!r}; allowed: a share from 0 and below 1 (0.15 is usual)")
-        if not 0 < self.dev_share < 1:
+        if self.dev_share is not None and not 0 < self.dev_share < 1:
             raise ConfigError(f"data.dev_share = {self.dev_share!r}; allowed: a share above 0 and below 1 (0.1 is usual)")
+
+    def share_of(self, count: int) -> float:
+        """Return the share of so many examples that is held out: measuring ten times in a run is not to take longer than training."""
+        return min(DEV_SHARE, DEV_ENOUGH / max(1, count)) if self.dev_share is None else self.dev_share
 
 
 @dataclass(frozen=True)
