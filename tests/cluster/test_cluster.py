@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def fatally(tool, items):
 
 
 def one() -> int:
+    return 1
+
+
+def born_dead(folder: Path, times: int) -> int:
+    """Return 1, once so many workers have died of it."""
+    (folder / str(os.getpid())).touch()
+    if len(list(folder.iterdir())) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
     return 1
 
 
@@ -184,6 +193,16 @@ def test_an_item_that_ends_its_workers_ends_the_work(two):
         assert [next(stream), next(stream)] == [0, 1]
         with pytest.raises(RunError, match=rf"{TRIES} workers, one after the other, .*number 2"):
             list(stream)
+
+
+def test_a_worker_that_dies_as_it_starts_has_a_successor(machine, tmp_path):
+    with Cluster("ray", workers=1) as alone:
+        (tmp_path / "some").mkdir()
+        with alone.hired(partial(born_dead, tmp_path / "some", TRIES - 1)) as over:
+            assert list(over(slowly, range(3))) == [1, 2, 5]
+        (tmp_path / "all").mkdir()
+        with pytest.raises(RunError, match="end as they start"), alone.hired(partial(born_dead, tmp_path / "all", 99)):
+            pass
 
 
 def test_a_worker_with_other_versions_is_not_worked_with(two, monkeypatch):

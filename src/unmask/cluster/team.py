@@ -77,8 +77,8 @@ class Team:
 
     def first(self) -> dict[str, Any]:
         """Return the facts of a worker, once there is one."""
-        self._hire()
         while not self.members:
+            self._hire()  # again, where one was lost as it started
             self._collect(None)
         return self.members[0].facts
 
