@@ -136,7 +136,13 @@ def test_a_file_that_is_damaged_is_named(run):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("metrics.json", "[1]"), ("config.toml", "data = 1\n"), ("log.jsonl", '{"step": "x", "loss": []}\n'), ("examples.json", '[{"x": 1}]')],
+    [
+        ("metrics.json", "[1]"),
+        ("config.toml", "data = 1\n"),
+        ("config.toml", "[data\n"),
+        ("log.jsonl", '{"step": "x", "loss": []}\n'),
+        ("examples.json", '[{"x": 1}]'),
+    ],
 )
 def test_files_that_hold_something_else_are_an_error_of_ours(run, name, text):
     (run / name).write_text(text)

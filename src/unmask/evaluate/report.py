@@ -24,13 +24,13 @@ def write(folder: str | Path) -> Path:
     Raises: CheckpointError where the folder holds none of them, or its files do not hold what they should.
     """
     folder = Path(folder).expanduser()
-    parts = next((parts for matches, parts in KINDS if matches(folder)), None)
-    if parts is None:
-        raise CheckpointError(
-            f"'{folder}' holds no run (no config.toml and log.jsonl), and no evaluation or comparison; "
-            "name the folder that `unmask pretrain`, `adapt`, `evaluate` or `compare` made"
-        )
     try:
+        parts = next((parts for matches, parts in KINDS if matches(folder)), None)
+        if parts is None:
+            raise CheckpointError(
+                f"'{folder}' holds no run (no config.toml and log.jsonl), and no evaluation or comparison; "
+                "name the folder that `unmask pretrain`, `adapt`, `evaluate` or `compare` made"
+            )
         text = page(f"{folder.resolve().name} · Unmask", parts(folder))
     except UnmaskError:
         raise
