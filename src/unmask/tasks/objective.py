@@ -34,7 +34,6 @@ from .findings import Findings
 from .predictor import USUAL, Predictor, Scores
 from .recipe import TaskData, TaskRecipe, by_size
 
-HIDE_PROB = 0.15  # as in pre-training
 DATA = "data.json"  # in the run's folder: what was trained on, and a hash of it
 TOLD = ("error", "warning")
 
@@ -76,6 +75,7 @@ class TaskObjective(Objective):
     """
 
     name: ClassVar[str]
+    hide_prob: ClassVar[float] = 0.15  # of tokens, where the recipe does not say it: as in pre-training
     head: ClassVar[Head]
     options_type: ClassVar[type]
     predictor_type: ClassVar[type[Predictor]]
@@ -177,7 +177,7 @@ class TaskObjective(Objective):
         mask_id, given = self.tokenizer.mask_token_id, recipe.data.hide_prob
         if given and mask_id is None:
             raise ConfigError(f"data.hide_prob = {given}: '{recipe.base_model}' has no mask token; leave it 0")
-        share = (HIDE_PROB if mask_id is not None else 0.0) if given is None else given
+        share = (self.hide_prob if mask_id is not None else 0.0) if given is None else given
         if not share:
             return {}
         can_hide = np.ones(len(self.tokenizer), dtype=bool)

@@ -54,6 +54,7 @@ class QaObjective(TaskObjective):
     """Fine-tunes a model to answer questions."""
 
     name, head, pipeline_tag = "qa", "question_answering", "question-answering"
+    hide_prob = 0.0  # which words question and context share says where the answer is
     options_type, predictor_type = QaOptions, Answerer
     predictor: Answerer
 

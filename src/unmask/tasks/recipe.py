@@ -37,7 +37,7 @@ class TaskData:
     max_length: int | None = None  # tokens in a window, special ones included; unset: what the model has, at most 512
     batch_size: int = 32  # examples in a step
     micro_tokens: int | None = None  # tokens in one pass through the model; found by itself when memory runs out
-    hide_prob: float | None = None  # share of tokens masked in training, so that less is learnt by heart; unset: 0.15 (0: no mask token)
+    hide_prob: float | None = None  # share of tokens masked in training, so that less is learnt by heart; unset: 0.15, in qa 0
 
     def __post_init__(self) -> None:
         for name in ("max_length", "batch_size", "micro_tokens"):
