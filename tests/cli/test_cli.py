@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -255,6 +256,12 @@ def test_half_a_character_does_not_stop_the_output():
     code = "from unmask.cli import main; import unmask.cli as c; c.dispatch = lambda args: print(args[0]) or 0; main(['a\\udcffb'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "a\\udcffb\n"), done.stderr
+
+
+def test_being_terminated_at_the_very_end_leaves_no_traceback():
+    code = "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); from unmask.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and done.stdout.startswith("unmask ") and not done.stderr
 
 
 def test_being_terminated_clears_up_as_ctrl_c_does():

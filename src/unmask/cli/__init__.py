@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         said, code = (str(error), error.exit_code) if isinstance(error, UnmaskError) else refused(error)
         print(f"unmask{' ' + args[0] if args else ''}: {said}", file=sys.stderr)
         sys.exit(code)
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _terminated:  # what Python does at its end is not to be interrupted with a traceback
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def refused(error: OSError) -> tuple[str, int]:
