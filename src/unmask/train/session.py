@@ -172,8 +172,8 @@ class Session:
                 StopRequest(self.world.is_first) as self.stop,
                 prefetch(self.objective.loader, self.state.step, self.probability_of) as batches,
                 self.world.watching(60 * self.config.timeout_minutes),
-            ):
                 self.saving,
+            ):
                 train(self.state, batches, loss_sum, self.recipe, self.on_step, self.objective.count, self.world)
         run = Run(self.folder, self.metrics or {}, self.state.step, not self.is_over, self.world.is_first)
         if run.interrupted:
