@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from ..errors import CheckpointError, RunError
 from ..model.load import save_model
 from ..rng import rng
 from . import lora, optim
-from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
 from .background import Background
+from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
 from .compiling import compile_layers
 from .distributed import World, join
 from .guard import WINDOW, Diverged, Guard
@@ -36,8 +37,8 @@ from .runlog import NoLog, RunLog, finite
 from .setup import find_device
 from .sharded import check as check_sharded
 from .signals import StopRequest
-
 from .snapshot import Snapshot
+
 AUTO_TIMES = 10  # evaluations and checkpoints of a run that does not say how many
 AUTO_APART = 10  # steps that lie between them at least
 EXCERPT_TOKENS = 40  # of each document of a step that was skipped, in the log
@@ -211,8 +212,8 @@ class Session:
 
     def on_step(self, state: TrainState, step: Step) -> bool:
         """Log a step, evaluate and save where it is time to; return whether to stop."""
-        progress = state.progress(self.config)
         self.saving.check()
+        progress = state.progress(self.config)
         stopping = self.world.any(self.stop.requested or self.world.is_orphan)
         ending = progress >= 1 or stopping
         if step.fault is not None:
@@ -229,7 +230,8 @@ class Session:
                 self.log.write({"event": "plateau", "step": state.step, "notice": notice})
                 self.log.notice(notice)
         better = False
-        if self.objective.is_measured and (progress >= 1 or self.due(self.config.eval_steps, self.last_evaluation, progress)):
+        took = self.info.get("evaluation_took", 0.0)
+        if self.objective.is_measured and (progress >= 1 or self.due(self.config.eval_steps, self.last_evaluation, progress, took)):
             better = self.evaluate_and_compare()
             if self.is_over and progress < 1:
                 self.log.write({"event": "stopped", "step": state.step, "num_worse": self.info["num_worse"]})
@@ -239,17 +241,22 @@ class Session:
             self.save()
         return over
 
-    def due(self, every: int | None, last: tuple[int, float], progress: float) -> bool:
+    def due(self, every: int | None, last: tuple[int, float], progress: float, took: float = 0.0) -> bool:
         """Return whether something that happens every so many steps, or ten times in a run, is to happen now."""
         if every is not None:
             return every > 0 and self.state.step % every == 0
-        return self.state.step - last[0] >= AUTO_APART and math.floor(progress * AUTO_TIMES) > math.floor(last[1] * AUTO_TIMES)
+        # where the budget is time, evaluations take some of it: no more than a sixth
+        rested = progress - last[1] >= 6 * took
+        return rested and self.state.step - last[0] >= AUTO_APART and math.floor(progress * AUTO_TIMES) > math.floor(last[1] * AUTO_TIMES)
 
     def evaluate(self) -> dict[str, Any]:
         """Return the model's numbers on held-out data, and log them; a table among them is an event of its own."""
+        start = time.perf_counter()
         metrics = self.objective.evaluate() if self.world.is_first or self.objective.evaluates_together else None
         metrics = self.world.agree(metrics)
         self.last_evaluation = self.now()
+        minutes = self.config.max_minutes
+        self.info["evaluation_took"] = self.world.of_first(time.perf_counter() - start) / (60 * minutes) if minutes else 0.0
         tables = {name: value for name, value in metrics.items() if isinstance(value, dict)}
         own = {name: value for name, value in metrics.items() if name not in tables}
         for event, values in {"heldout": own, **tables}.items():
