@@ -9,8 +9,9 @@ import torch
 
 import unmask
 from unmask.data.tokenizer import load_tokenizer
-from unmask.errors import ConfigError, UnmaskError
+from unmask.errors import CheckpointError, ConfigError, UnmaskError
 from unmask.model.load import load_model
+from unmask.train.checkpoint import seal
 
 TINY = {"preset": "tiny", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 48}
 SMALL = {"max_length": 32, "batch_tokens": 256, "held_out": 0.1, "device": "cpu", "precision": "fp32", "log_steps": 1}
@@ -91,6 +92,31 @@ def test_a_model_says_the_same_or_is_not_loaded(whole, tmp_path):
         except UnmaskError as error:
             said.append(str(error))
     assert len(said) >= 15 and all("take another copy" in text for text in said)
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_passed_over_for_another(whole, tmp_path):
+    """The model of a run that has ended stays as it is."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    first, last = (run / "checkpoints" / f"step-0000000{step}" for step in (4, 8))
+    info = json.loads((last / "trainer_state.json").read_text())
+    best = json.loads((first / "trainer_state.json").read_text())["heldout_loss"]
+    info |= {"heldout_loss": best + 1, "session": info["session"] | {"best_loss": best, "best_step": 4}}
+    (last / "trainer_state.json").write_text(json.dumps(info))  # as if the last had been worse
+    for name in ("manifest.json", "COMPLETE"):
+        (last / name).unlink()
+    seal(last)
+    unmask.resume(run)
+    before = (run / "model" / "model.safetensors").read_bytes()
+    assert before == (first / "model.safetensors").read_bytes() != (last / "model.safetensors").read_bytes()
+    data = bytearray(before)
+    data[-9] ^= 1
+    (first / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"the best checkpoint \(step 4\) is not to be had, for '.*step-00000004' is damaged"):
+        unmask.resume(run)
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+    unmask.resume(run, keep="last")
+    assert (run / "model" / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
 
 
 def test_settings_that_are_no_text_any_more_are_damaged_settings(half, tmp_path):

@@ -113,6 +113,10 @@ class Checkpoints:
             )
         return None
 
+    def damaged(self) -> list[Path]:
+        """Return the folders of checkpoints that are not whole, newest first."""
+        return [folder for folder in self._folders() if self._read(folder) is None]
+
     def named(self, name: str | None) -> Checkpoint | None:
         """Return the checkpoint of a folder's name, which another process has found to be whole."""
         if name is None:

@@ -357,6 +357,12 @@ class Session:
         """Write RUN/model and RUN/metrics.json, and return the metrics."""
         checkpoints = Checkpoints(self.checkpoints.folder)  # whose bytes are looked at again: they may have lain there for weeks
         best = checkpoints.best() if self.config.keep == "best" else None
+        least = math.inf if best is None or best.loss is None else best.loss
+        if self.config.keep == "best" and least > self.info.get("best_loss", math.inf) and (damaged := checkpoints.damaged()):
+            raise CheckpointError(
+                f"the best checkpoint (step {self.info['best_step']}) is not to be had, for {' and '.join(map(repr, map(str, damaged)))} is "
+                f"damaged; bring it back, or finish with the newest: unmask resume {self.folder} --set train.keep=last"
+            )
         chosen = best or checkpoints.latest()
         if chosen is None:
             raise CheckpointError(f"there is no sound checkpoint in '{self.checkpoints.folder}', so no model to finish with")
