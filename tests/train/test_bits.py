@@ -112,7 +112,7 @@ def test_a_best_checkpoint_that_is_damaged_is_not_passed_over_for_another(whole,
     data = bytearray(before)
     data[-9] ^= 1
     (first / "model.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"the best checkpoint \(step 4\) is not to be had, for '.*step-00000004' is damaged"):
+    with pytest.raises(CheckpointError, match=r"the best checkpoint \(step 4\) is not to be had: .*step-00000004 is damaged"):
         unmask.resume(run)
     assert (run / "model" / "model.safetensors").read_bytes() == before
     unmask.resume(run, keep="last")
