@@ -360,8 +360,8 @@ class Session:
         least = math.inf if best is None or best.loss is None else best.loss
         if self.config.keep == "best" and least > self.info.get("best_loss", math.inf) and (damaged := checkpoints.damaged()):
             raise CheckpointError(
-                f"the best checkpoint (step {self.info['best_step']}) is not to be had: {', '.join(map(str, damaged))} is damaged; bring it "
-                f"back, or finish with the newest: unmask resume {self.folder} --set train.keep=last"
+                f"the best checkpoint (step {self.info['best_step']}) is not to be had: {', '.join(map(str, damaged))} is damaged; bring "
+                f"it back, or finish with the newest: unmask resume {self.folder} --set train.keep=last"
             )
         chosen = best or checkpoints.latest()
         if chosen is None:
