@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,19 +52,25 @@ def _class(char: str) -> int:
     return character_class(char)
 
 
+def of_characters(text: str, rule: Callable[[str], int]) -> np.ndarray:
+    """Return what a rule says of each character, (len(text),) uint8; each kind of character is asked about once."""
+    codes, at = np.unique(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4")), return_inverse=True)
+    return np.array([rule(chr(code)) for code in codes.tolist()], np.uint8)[at]
+
+
 def borders(text: str) -> np.ndarray:
     """Return before which characters (and after the last) no word or character is cut in two, (len(text) + 1,) bool.
 
     In scripts without spaces every character is a word here; nowhere are marks parted from their letters.
     """
     found = np.ones(len(text) + 1, bool)
-    kinds = np.fromiter(map(_class, text), np.uint8, len(text))
+    kinds = of_characters(text, _class)
     if len(kinds) > 1:
         before, after = kinds[:-1], kinds[1:]
+        marks = after == CONTINUES
         # a mark after a letter goes on with its word
-        for place in np.flatnonzero(after == CONTINUES).tolist():
+        for place in np.flatnonzero(marks).tolist():
             kinds[place + 1] = kinds[place] if kinds[place] in (LETTER, NUMBER) else CONTINUES
-        marks = np.fromiter((_class(char) == CONTINUES for char in text[1:]), bool, len(text) - 1)
         within = ((before == LETTER) | (before == NUMBER)) & ((after == LETTER) | (after == NUMBER))
         found[1:-1] = ~(within | marks | (before == GLUE) | (after == GLUE))
     return found
@@ -80,7 +86,7 @@ def read_tokens(tokenizer: Any, texts: Iterable[str]) -> list[Tokens]:
 
 def _tokens(text: str, encoding: Any) -> Tokens:
     places = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-    blank = np.fromiter((char.isspace() for char in text), bool, len(text))
+    blank = of_characters(text, str.isspace).astype(bool)
     # the first character from each place on that is no space, and the last one before it
     solid = np.flatnonzero(~blank)
     after = np.append(solid, len(text))[np.searchsorted(solid, np.arange(len(text) + 1))]
