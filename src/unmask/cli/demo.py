@@ -59,7 +59,9 @@ def show(metrics: dict[str, Any], output: Path) -> None:
     found = metrics.get("words")
     names = NAMES if found else {"from_scratch": NAMES["from_scratch"]}
     if found:
-        title = f"{found['num_words']:,} hidden words of {found['num_documents']:,} of these documents, for models of different vocabularies"
+        title = (
+            f"{found['num_words']:,} hidden words of {found['num_documents']:,} of these documents, for models of different vocabularies"
+        )
         table = Table(title=title, title_justify="left")
         for column in ("", "accuracy", "bits per byte"):
             table.add_column(column, justify="left" if not column else "right")
