@@ -151,6 +151,42 @@ def test_a_disk_that_fills_up_while_one_is_written(undisturbed, corpus, tmp_path
     assert_bit_equal(weights(unmask.resume(tmp_path / "run", max_steps=12).model), weights(undisturbed[0] / "model"))
 
 
+@pytest.mark.parametrize("error", [RunError, KeyboardInterrupt])
+def test_a_folder_that_takes_the_place_of_one_that_was_moved_is_not_touched(corpus, tmp_path, error):
+    def move(number):
+        if number == 6:
+            (tmp_path / "run").rename(tmp_path / "moved")
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "thesis.tex").write_text("years of work")
+            if error is KeyboardInterrupt:
+                raise error
+
+    with pytest.raises(error):
+        train(corpus, tmp_path / "run", move)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    assert unmask.resume(tmp_path / "moved").step == 12
+
+
+def test_where_the_budget_is_time_measuring_takes_a_part_of_what_there_is_now(corpus, tmp_path):
+    """How long an evaluation takes is known from the one before the first step, and of a longer budget it is less."""
+
+    class Slow(MaskedLanguageModel):
+        def evaluate(self):
+            time.sleep(0.6)
+            return super().evaluate()
+
+    def measured():
+        events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+        return [event["step"] for event in events if event.get("event") == "heldout"]
+
+    kept = {name: value for name, value in SETTINGS.items() if name not in ("eval_steps", "max_steps", "save_steps")}
+    made = recipes.load(settings=recipes.nested({**kept, "data.sources": [str(corpus)], "max_minutes": 0.02}))
+    run = runs.start(made, tmp_path / "run", Slow.make)
+    assert measured() == [0, run.step]
+    assert unmask.resume(run.folder, max_minutes=30, max_steps=2 * run.step + 200).step == 2 * run.step + 200
+    assert len(measured()) >= 4
+
+
 KILLED = """
     import sys, time, torch
     from unmask.train.background import Background

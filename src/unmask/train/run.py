@@ -16,7 +16,7 @@ from .masking_objective import MaskedLanguageModel
 from .objective import Make, RunRecipe
 from .recipe import Recipe
 from .replay import GENERAL, REPLAY
-from .session import Run, run_session, tell
+from .session import Run, identity, run_session, tell
 from .setup import claim, is_packed
 
 
@@ -101,22 +101,26 @@ def start(recipe: RunRecipe, output: str | Path, make: Make = MaskedLanguageMode
         if (folder / "config.toml").exists():
             raise CheckpointError(f"another process has just begun a run in '{folder}'; choose another name")
         file.write(recipe.to_toml())
+    place = identity(folder)
     try:
         return run_session(folder, recipe, make)
     except KeyboardInterrupt:
+        if identity(folder) != place:  # it was moved: what stands there now is somebody else's
+            raise
         if {path.name for path in folder.iterdir()} > {"config.toml"}:
             tell(f"'{folder}' keeps what was done so far; go on with: unmask resume {folder}")
         else:  # nothing was: the same command may be given again
             _clear(folder, fresh)
         raise
     except UnmaskError as error:
-        _discard(folder, error, fresh)
+        if identity(folder) == place:
+            _discard(folder, error, fresh)
         raise
 
 
 def _discard(folder: Path, error: UnmaskError, fresh: bool) -> None:
     """Take a run that never began out of the way, so that it can be started again by its name; a packed corpus is kept."""
-    if (folder / "log.jsonl").exists() or not folder.is_dir():  # it began: its log says how it ended, wherever it is now
+    if (folder / "log.jsonl").exists():  # it began: its log says how it ended
         return
     packed = [folder / name for name in ("corpus", REPLAY, GENERAL) if is_packed(folder / name)]
     if packed:

@@ -162,7 +162,8 @@ class Session:
         if self.world.is_first:
             write_text(folder / "config.toml", self.recipe.to_toml())
         if found is None:
-            self.info = objective.begin(self.evaluate)
+            noted = objective.begin(self.evaluate)
+            self.info |= noted
         objective.take_up(self.info)
 
     def run(self) -> Run:
@@ -230,7 +231,8 @@ class Session:
                 self.log.write({"event": "plateau", "step": state.step, "notice": notice})
                 self.log.notice(notice)
         better = False
-        took = self.info.get("evaluation_took", 0.0)
+        minutes = self.config.max_minutes  # of this sitting: a run that is prolonged has more
+        took = self.info.get("evaluation_seconds", 0.0) / (60 * minutes) if minutes else 0.0
         if self.objective.is_measured and (progress >= 1 or self.due(self.config.eval_steps, self.last_evaluation, progress, took)):
             better = self.evaluate_and_compare()
             if self.is_over and progress < 1:
@@ -255,8 +257,8 @@ class Session:
         metrics = self.objective.evaluate() if self.world.is_first or self.objective.evaluates_together else None
         metrics = self.world.agree(metrics)
         self.last_evaluation = self.now()
-        minutes = self.config.max_minutes
-        self.info["evaluation_took"] = self.world.of_first(time.perf_counter() - start) / (60 * minutes) if minutes else 0.0
+        if self.config.max_minutes:
+            self.info["evaluation_seconds"] = self.world.of_first(time.perf_counter() - start)
         tables = {name: value for name, value in metrics.items() if isinstance(value, dict)}
         own = {name: value for name, value in metrics.items() if name not in tables}
         for event, values in {"heldout": own, **tables}.items():
