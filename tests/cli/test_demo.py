@@ -9,6 +9,7 @@ import pytest
 
 from unmask import box
 from unmask.cli import main
+from unmask.data.whole import alone
 from unmask.errors import CheckpointError, DataError
 from unmask.evaluate.demo import collect, demo, make_room, text_beside
 
@@ -168,6 +169,33 @@ def test_a_demo_that_was_killed_is_moved_aside(tmp_path):
     (tmp_path / "demo-old-1").mkdir()
     assert make_room(folder) == tmp_path / "demo-old-2"
     assert not folder.exists() and (tmp_path / "demo-old-2" / "config.toml").exists()
+
+
+@pytest.mark.parametrize("part", [".", "adapted"])
+def test_a_demo_that_another_process_is_at_is_not_moved_away(tmp_path, part):
+    (tmp_path / "demo" / "adapted").mkdir(parents=True)
+    (tmp_path / "demo" / "demo.json").write_text("{}")
+    with alone(tmp_path / "demo" / part), pytest.raises(CheckpointError, match="another process is at work on"):
+        make_room(tmp_path / "demo")
+    assert make_room(tmp_path / "demo") == tmp_path / "demo-old-1"
+
+
+def test_folders_without_a_name(tmp_path, monkeypatch):
+    for name in ("empty", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError):
+        demo(".", sources=[str(tmp_path / "empty")])
+    with pytest.raises(CheckpointError, match="'/' cannot be the folder of a demo"):
+        demo("/", sources=[str(tmp_path / "empty")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "here"]
+
+
+def test_the_text_of_a_demo_that_was_killed_may_be_that_of_the_next(tmp_path):
+    text = text_beside(tmp_path / "demo")
+    text.write_text(json.dumps({"text": "A line that was collected before."}) + "\n")
+    assert collect([str(text)], text)[0] == 1
+    assert "collected before" in text.read_text()
 
 
 def test_no_text(tmp_path):

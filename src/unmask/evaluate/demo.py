@@ -11,6 +11,7 @@ from typing import Any
 
 from ..box import box_model
 from ..data.text import read
+from ..data.whole import is_held, whole_file
 from ..errors import CheckpointError, DataError
 from .page import read_json
 from .report_demo import ADAPTED, MARK, beside
@@ -53,6 +54,8 @@ def demo(
     from .report import write
 
     folder = Path(output).expanduser()
+    if folder.name in ("", ".."):  # "." has no name that others could stand beside
+        folder = folder.resolve()
     moved = make_room(folder)
     if moved is not None:
         say(f"the demo that was in {folder} is now in {moved}")
@@ -65,8 +68,8 @@ def demo(
         run = pretrain(data=text, output=folder, overrides=overrides, max_minutes=minutes, **SETTINGS)
     finally:
         if folder.is_dir():
+            (folder / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")  # before the text goes, by which it is known so far
             text.replace(folder / TEXT)
-            (folder / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
         else:
             text.unlink(missing_ok=True)
     metrics = run.metrics
@@ -152,13 +155,17 @@ def text_beside(folder: Path) -> Path:
 def make_room(folder: Path) -> Path | None:
     """Move an earlier demo out of the way and return where it is now; None where there was none.
 
-    Raises: CheckpointError where the folder holds something else.
+    Raises: CheckpointError where the folder holds something else, or another process is at it.
     """
+    if not folder.name:
+        raise CheckpointError(f"'{folder}' cannot be the folder of a demo, which one that is there is moved beside; name another")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     # a demo that was killed has not set its mark yet, but its text lies beside the folder
     if not (folder / MARK).is_file() and not text_beside(folder).is_file():
         raise CheckpointError(f"'{folder}' exists and was not made by `unmask demo`; name another folder: unmask demo --output NAME")
+    if any(is_held(one) for one in (folder, folder / ADAPTED) if one.is_dir()):
+        raise CheckpointError(f"another process is at work on '{folder}'; wait for it, stop it, or name another folder")
     number = 1
     while (moved := folder.with_name(f"{folder.name}-old-{number}")).exists():
         number += 1
@@ -170,12 +177,11 @@ def collect(sources: str | Sequence[str], path: Path) -> tuple[int, int]:
     """Write the documents of `sources` to a JSON-lines file; return how many there are and their bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = size = 0
-    with open(path, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:  # not in its place before all is read: it may be among the sources
         for document in read(sources):
             file.write(json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) + "\n")
             count += 1
             size += len(document.text.encode("utf-8"))
-    if not count:
-        path.unlink()
-        raise DataError(f"there is no text in {sources}; name files: unmask demo --data FILES")
+        if not count:
+            raise DataError(f"there is no text in {sources}; name files: unmask demo --data FILES")
     return count, size
