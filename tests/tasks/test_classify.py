@@ -195,6 +195,8 @@ def test_losses_are_those_of_torch_and_focal_loss_is_its_formula():
     torch.testing.assert_close(weighted, want * torch.tensor([1, 2.5, 0, 0, 2.5, 1]))
     focal = losses(ClassifyOptions(loss="focal", focal_gamma=2.0), list("abc"), logits, gold)
     torch.testing.assert_close(focal, want * (1 - torch.exp(-want)) ** 2)
+    with pytest.raises(ConfigError, match="options.focal_gamma = inf"):
+        ClassifyOptions(loss="focal", focal_gamma=float("inf"))
     many = rng.integers(0, 2, size=(6, 3)).astype(np.float32)
     binary = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(many), reduction="none")
     torch.testing.assert_close(losses(ClassifyOptions(), list("abc"), logits, many, "multi"), binary.mean(1))

@@ -291,6 +291,7 @@ def test_a_model_that_was_never_told_of_no_answer_always_answers(tiny_bert, ques
         ({"max_answer_length": 0}, "options.max_answer_length = 0"),
         ({"stride": -1}, "options.stride = -1"),
         ({"null_weight": -1.0}, "options.null_weight"),
+        ({"null_weight": float("inf")}, "options.null_weight"),
         ({"best": "bleu"}, "options.best = 'bleu'; allowed: f1, exact_match"),
     ],
 )

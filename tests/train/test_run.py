@@ -228,6 +228,7 @@ def test_a_folder_in_use_is_refused(finished, corpus, tmp_path):
             ConfigError,
             "data.batch_tokens_start = 16; allowed: from data.max_length = 32",
         ),
+        ({"batch_tokens_start": 64, "batch_ramp_steps": -1}, ConfigError, "data.batch_ramp_steps = -1; allowed: 0"),
         ({"batch_tokens_start": 64, "batch_ramp_steps": 2, "num_epochs": 1.0}, ConfigError, "give the budget in steps, tokens or minutes"),
         ({"device": "tpu"}, ConfigError, "train.device = 'tpu'"),
         ({"masking": {"strategy": "words"}}, ConfigError, "masking.strategy = 'words'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,7 @@ class LossOptions:
     class_weights: tuple[str, ...] = ()  # "balanced", or "label=weight" for some
 
     def __post_init__(self) -> None:
-        if not self.focal_gamma >= 0:
+        if not 0 <= self.focal_gamma < math.inf:
             raise ConfigError(f"options.focal_gamma = {self.focal_gamma!r}; allowed: a number from 0 (2 is usual)")
 
     @property

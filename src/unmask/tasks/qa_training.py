@@ -44,7 +44,7 @@ class QaOptions:
             )
         if self.stride is not None and self.stride < 0:
             raise ConfigError(f"options.stride = {self.stride!r}; allowed: a whole number from 0")
-        if not self.null_weight >= 0:
+        if not 0 <= self.null_weight < np.inf:
             raise ConfigError(f"options.null_weight = {self.null_weight!r}; allowed: a number from 0 (1 is usual)")
         if self.best not in METRICS:
             raise ConfigError(f"options.best = {self.best!r}; allowed: {', '.join(METRICS)}")

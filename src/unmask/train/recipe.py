@@ -46,6 +46,10 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} = {value!r}; allowed: a whole number from 1")
+        if self.batch_ramp_steps < 0:
+            raise ConfigError(
+                f"data.batch_ramp_steps = {self.batch_ramp_steps!r}; allowed: 0 (the number does not rise), or how many steps"
+            )
         if self.extend_vocab < 0:
             raise ConfigError(f"data.extend_vocab = {self.extend_vocab!r}; allowed: 0 (no words are added), or how many words")
         if not 0 < self.replay_share < 1:
