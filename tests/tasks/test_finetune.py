@@ -108,7 +108,7 @@ def test_how_a_step_is_cut_changes_nothing(tiny_bert, labelled, write_csv, tmp_p
     check_cuts(make, ((4096, 0), (100, 0), (64, 0), (4096, 2)), least=4)
 
 
-def test_early_stopping_keeps_the_best(tiny_bert, labelled_file, tmp_path):
+def test_early_stopping_keeps_the_best(tiny_bert, labelled_file, tmp_path, capsys):
     run = unmask.finetune(
         "classify", tiny_bert, labelled_file, output=tmp_path / "run", max_steps=400, eval_steps=4, patience=2, best="log_loss",
         **{**SMALL, "learning_rate": 0.5},
@@ -120,8 +120,10 @@ def test_early_stopping_keeps_the_best(tiny_bert, labelled_file, tmp_path):
     del losses[0]
     assert training["step"] == min(losses, key=losses.get)
     assert any(record.get("event") == "stopped" for record in records)
+    capsys.readouterr()
     again = unmask.resume(run.folder)  # it is over: nothing more is trained
     assert again.metrics["training"]["last_step"] == training["last_step"]
+    assert "2 evaluations in a row were no better; to go on: --set train.patience=3" in capsys.readouterr().err
 
 
 def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
@@ -142,6 +144,22 @@ def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
             unmask.resume(folder)
     (folder / "seed-1" / "metrics.json").unlink()
     assert unmask.resume(folder).metrics["seeds"] == seeds
+    # a number that could not be had is never the best
+    path = folder / f"seed-{seeds['best_seed']}" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    path.write_text(json.dumps({**metrics, "training": {**metrics["training"], "rank": None}}))
+    assert unmask.resume(folder).metrics["seeds"]["best_seed"] == int(np.argsort(values, kind="stable")[-2])
+
+
+def test_seeds_that_cannot_be_compared_are_not_trained_and_leave_nothing(tiny_bert, labelled_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.train.session.train", None)
+    for options, error, message in (
+        ({"dev_share": 1e-9}, ConfigError, "several seeds are compared on held-out examples"),
+        ({"text_column": "nothing"}, DataError, "nothing"),
+    ):
+        with pytest.raises(error, match=message):
+            unmask.finetune("classify", tiny_bert, labelled_file, output=tmp_path / "run", seeds=2, max_steps=2, **options, **SMALL)
+        assert not (tmp_path / "run").exists()
 
 
 def test_frozen_layers_stay_and_lower_layers_learn_less(tiny_bert, labelled_file, tmp_path):

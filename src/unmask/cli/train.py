@@ -149,7 +149,7 @@ def _end(run: Run, as_json: bool) -> int:
             shown = amount(row["masked_perplexity"], ",.1f")
             print(f"{name or 'this model':12} accuracy {row['masked_accuracy']:6.1%}   perplexity {shown:>10}")
     else:
-        print("nothing was held out, so nothing was measured", file=sys.stderr)
+        print("nothing was measured: nothing is held out, or the run ended before its first evaluation", file=sys.stderr)
     for line in adaptation.lines(changes) if changes else ():
         print(line)
     print(f'model   {run.model}\nreport  {report}\nnext    unmask fill {run.model} "A sentence with a [MASK] in it."')

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UnmaskError
 from ..train import run as runs
 from ..train.checkpoint import write_folder
 from ..train.distributed import launched
@@ -24,6 +24,7 @@ from .objective import TaskObjective
 from .recipe import TaskRecipe
 
 METRICS, CONFIG = "metrics.json", "config.toml"
+NOT_COMPARED = "several seeds are compared on held-out examples, and there are none; give dev files, or seeds = 1"
 After = Callable[[Run, TaskObjective], Run]  # what is done with a run that has ended, and its objective
 
 
@@ -53,9 +54,17 @@ def start(recipe: TaskRecipe, output: str | Path, after: After) -> Run:
     if recipe.seeds > 1:
         if launched()[1] > 1:
             raise ConfigError(f"seeds = {recipe.seeds} in {launched()[1]} processes: seeds are run one after another, by one process")
+        fresh = not Path(output).expanduser().exists()
         folder = claim(output)
         write_text(folder / CONFIG, recipe.to_toml())
-        return _seeds(recipe, folder, after)
+        try:
+            return _seeds(recipe, folder, after)
+        except (UnmaskError, KeyboardInterrupt):
+            if folder.is_dir() and {path.name for path in folder.iterdir()} == {CONFIG}:  # no seed has begun: the name may be taken again
+                (folder / CONFIG).unlink()
+                if fresh:
+                    folder.rmdir()
+            raise
     return _one(recipe, after, lambda made, make: runs.start(made, output, make))
 
 
@@ -74,15 +83,21 @@ def resume(folder: str | Path, after: After, *, overrides: Iterable[str] = (), *
     return _one(recipe, after, lambda made, make: run_session(folder, made, make))
 
 
-def _one(recipe: TaskRecipe, after: After, go: Callable[[TaskRecipe, Any], Run]) -> Run:
+def _one(recipe: TaskRecipe, after: After, go: Callable[[TaskRecipe, Any], Run], compared: bool = False) -> Run:
     kept: list[TaskObjective] = []
 
     def make(*args: Any, **options: Any) -> TaskObjective:
         kept.append(task(recipe.task).make(*args, **options))
+        if compared and not kept[-1].is_measured:
+            raise ConfigError(NOT_COMPARED)
         return kept[-1]
 
     run = go(recipe, make)
     return run if run.interrupted or not run.is_first else after(run, kept[-1])
+
+
+def _begin(recipe: TaskRecipe, inner: Path, after: After) -> Run:
+    return _one(recipe, after, lambda made, make: runs.start(made, inner, make), compared=True)
 
 
 def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
@@ -93,16 +108,16 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
         inner = folder / f"seed-{seed}"
         if not (inner / METRICS).is_file():
             one = dataclasses.replace(recipe, seeds=1, train=dataclasses.replace(recipe.train, seed=seed))
-            run = resume(inner, after) if (inner / CONFIG).is_file() else start(one, inner, after)
+            run = resume(inner, after) if (inner / CONFIG).is_file() else _begin(one, inner, after)
             if run.interrupted:
                 return dataclasses.replace(run, folder=folder)
         found.append((seed, inner, _metrics(inner / METRICS)))
     name = found[0][2].get("best")
     if name is None:
-        raise ConfigError("several seeds are compared on held-out examples, and there are none; give dev files, or seeds = 1")
+        raise ConfigError(NOT_COMPARED)
     values = {seed: value_of(metrics, name) for seed, _, metrics in found}
-    rank = {seed: metrics["training"]["rank"] for seed, _, metrics in found}
-    best, inner, metrics = min(found, key=lambda one: (rank[one[0]], one[0]))
+    rank = {seed: metrics["training"]["rank"] for seed, _, metrics in found}  # null: its number could not be had
+    best, inner, metrics = min(found, key=lambda one: (rank[one[0]] is None, rank[one[0]] or 0.0, one[0]))
     names = [key for key in metrics if isinstance(metrics[key], dict) and "value" in metrics[key]]
     spread = {key: over_seeds([value_of(one, key) for _, _, one in found]) for key in names}
     write_folder(folder / "model", lambda partial: shutil.copytree(inner / "model", partial, dirs_exist_ok=True))

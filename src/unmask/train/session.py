@@ -177,6 +177,11 @@ class Session:
                 self.saving,
             ):
                 train(self.state, batches, loss_sum, self.recipe, self.on_step, self.objective.count, self.world)
+        elif self.state.progress(self.config) < 1:
+            worse = self.info["num_worse"]
+            self.log.notice(
+                f"the run ended when {worse} evaluations in a row were no better; to go on: --set train.patience={worse + 1}, or more"
+            )
         run = Run(self.folder, self.metrics or {}, self.state.step, not self.is_over, self.world.is_first)
         if run.interrupted:
             self.log.notice(f"interrupted at step {self.state.step}, with a checkpoint; go on with: unmask resume {self.folder}")
