@@ -126,6 +126,8 @@ def test_options():
         ({"vocab_size": 20}, "too small"),
         ({"vocab_size": -3}, "vocab_size = -3; allowed"),
         ({"min_frequency": -1}, "min_frequency = -1; allowed"),
+        ({"vocab_size": 2**40}, "vocab_size = 1099511627776; allowed: a whole number from 1 to 10,000,000"),
+        ({"min_frequency": 10**30}, "allowed: a whole number from 1 to 10,000,000"),
         ({"max_length": -1}, "max_length = -1; allowed"),
         ({"special_tokens": [""]}, "one of them is empty"),
         ({"kind": "bpe", "vocab_size": 200}, "too small"),

@@ -13,7 +13,7 @@ import typer
 def status(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     follow: Annotated[bool, typer.Option(help="Look again and again, a line for every change, until the run stands still.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="Between two looks.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, a line for every look.")] = False,
 ) -> int:
     """Say how a run stands, while another process is at it or after: progress, speed, loss, time left, checkpoint, notices."""

@@ -30,6 +30,7 @@ _UNIGRAM_PATTERN = rf"▁?{_WORD}|▁?\p{{N}}NUM|▁?[^▁\p{{L}}\p{{M}}\p{{N}}]
 _ROLES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BERT_NAMES = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
+MOST = 10_000_000  # entries of a vocabulary: room for all that are asked for is taken before there is one
 _PIECE = 1_000_000  # characters handed to a trainer at a time: a line of 50 MB is cut
 _ENDLESS = re.compile(r"(\S{500})(?=\S)")
 
@@ -61,8 +62,8 @@ def train_tokenizer(
     if len(set(names)) != len(names):
         raise TokenizerError(f"special_tokens = {list(special_tokens)}: each is given once, and {', '.join(_ROLES)} are always there")
     for name, value in (("vocab_size", vocab_size), ("min_frequency", min_frequency), ("max_length", max_length)):
-        if value < 1:
-            raise TokenizerError(f"{name} = {value}; allowed: a whole number from 1")
+        if value < 1 or (value > MOST and name != "max_length"):
+            raise TokenizerError(f"{name} = {value}; allowed: a whole number from 1" + ("" if value < 1 else f" to {MOST:,}"))
     if not all(name.strip() for name in names):
         raise TokenizerError(f"special_tokens = {list(special_tokens)}: one of them is empty; a special token is a name such as [DOC]")
     backend, trainer = _untrained(kind, vocab_size, lowercase, strip_accents, digits, names, min_frequency)
