@@ -244,6 +244,7 @@ def test_the_service_and_the_library_have_one_bound():
         ({"targets": []}, "give a list of words"),
         ({"renormalize": True}, "give targets"),
         ({"max_pieces": 0}, "max_pieces = 0; at least 1"),
+        ({"max_pieces": 10**30}, "max_pieces = 1000000000000000000000000000000; at most 64"),
         ({"targets": ["a"], "whole_words": True}, "do not go with them"),
         ({"vocabulary": ["a"], "no_subwords": True}, "does not go with it|do not go with it"),
         ({"topk": 3}, "no option 'topk' of filling; allowed: top_k"),

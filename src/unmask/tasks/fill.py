@@ -44,7 +44,7 @@ class FillOptions:
     vocabulary: only these words may stand at a mask.
     whole_words: only whole words, and no punctuation.
     no_subwords: nothing that goes on with the word before it.
-    max_pieces: a blank (`___`, not a mask token) is filled by whole words of one to so many tokens.
+    max_pieces: a blank (`___`, not a mask token) is filled by whole words of one to so many tokens (at most MOST_MASKS).
     beam: how many joint fillings are followed at a time.
     """
 
@@ -63,6 +63,8 @@ class FillOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TaskError(f"{name} = {value}; at least 1")
+        if self.max_pieces > MOST_MASKS:
+            raise TaskError(f"max_pieces = {self.max_pieces}; at most {MOST_MASKS}: each number of pieces is a search of its own")
         for name in ("targets", "vocabulary"):
             value = getattr(self, name)
             if isinstance(value, str) or (value is not None and not len(value)):
