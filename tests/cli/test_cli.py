@@ -208,6 +208,7 @@ def test_every_number_has_its_bounds(verb):
         ("compare A B -d X", "--margin", "nan"), ("compare A B -d X", "--margin", "inf"), ("compare A B -d X", "--margin", "-1"),
         ("compare A B -d X", "--resamples", "-1"), ("compare A B -d X", "--show", "-1"), ("score MODEL text", "--context", "-1"),
         ("fill [MASK]", "--beam", "0"), ("fill [MASK]", "--max-length", "-3"), ("bench MODEL", "--length", "0"),
+        ("bench MODEL", "--length", "1" + "0" * 30), ("bench MODEL", "--batch", "1" + "0" * 30),
         ("bench MODEL", "--seconds", "0"), ("bench MODEL", "--seconds", "nan"), ("plan X.toml", "--rate", "nan"),
         ("plan X.toml", "--efficiency", "-1"), ("status RUN", "--seconds", "nan"), ("status RUN", "--seconds", "1e300"),
         ("serve MODEL", "--port", "-1"),

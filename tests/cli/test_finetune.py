@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +150,14 @@ def test_doctor_says_what_is_wrong(capsys, tmp_path, data, tiny_bert):
     assert code == 2 and "max_length = 32 counts tokens: name the model" in err
     code, _, err = run(capsys, "doctor", bad, "--task", "classfy")
     assert code == 2 and "did you mean 'classify'" in err
+
+
+def test_seeds_of_which_none_has_a_number_are_told(capsys):
+    from unmask.cli.finetune import ended
+    from unmask.train.session import Run
+
+    nothing = {"value": None, "low": None, "high": None, "count": 9}
+    over = {"mean": None, "std": None, "low": None, "high": None, "count": 0}
+    metrics = {"num_examples": 9, "best": "pearson", "pearson": nothing, "seeds": {"best_seed": 3, "numbers": {"pearson": over}}}
+    assert ended(Run(Path("run"), metrics, 2), False) == 0
+    assert "over 0 seeds: pearson –; kept is seed 3" in capsys.readouterr().out

@@ -110,7 +110,8 @@ def test_its_rate_is_its_own_where_none_is_given():
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("lora.r=-1", "lora.r = -1"), ("lora.lora_alpha=0", "lora.lora_alpha = 0"), ("lora.lora_dropout=1", "lora.lora_dropout = 1"),
+    [("lora.r=-1", "lora.r = -1"), ("lora.r=1000000000000", "allowed: 0 .no LoRA. or a rank up to 10,000"),
+     ("lora.lora_alpha=0", "lora.lora_alpha = 0"), ("lora.lora_dropout=1", "lora.lora_dropout = 1"),
      ("lora.target_modules=[]", "lora.target_modules is empty")],
 )  # fmt: skip
 def test_values_that_cannot_be_are_named(override, message):

@@ -12,9 +12,11 @@ from .model import MODEL, named
 def bench(
     model: Annotated[str | None, typer.Argument(help=MODEL, show_default=False)] = None,
     length: Annotated[
-        list[int] | None, typer.Option(min=1, help="Tokens of a sequence (again for more); by default 16, 64 and 256.")
+        list[int] | None, typer.Option(min=1, max=1_000_000, help="Tokens of a sequence (again for more); by default 16, 64 and 256.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Sequences at a time (again for more); by default 1, 8 and 32.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=100_000, help="Sequences at a time (again for more); by default 1, 8 and 32.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.001, help="For each backend, length and batch.")] = 1.0,
     data: Annotated[list[str] | None, typer.Option(help="Text to measure agreement on; by default tokens are drawn at random.")] = None,
     device: Annotated[str, typer.Option(help="Of torch: auto, cpu, cuda, cuda:1 ...")] = "auto",

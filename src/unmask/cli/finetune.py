@@ -107,7 +107,8 @@ def ended(run: Run, as_json: bool) -> int:
     if seeds:
         entry = seeds["numbers"][run.metrics["best"]]
         low = "" if entry["low"] is None else f" (95% {entry['low']:.4f} to {entry['high']:.4f})"
-        print(f"over {entry['count']} seeds: {run.metrics['best']} {entry['mean']:.4f}{low}; kept is seed {seeds['best_seed']}")
+        mean = "–" if entry["mean"] is None else f"{entry['mean']:.4f}"
+        print(f"over {entry['count']} seeds: {run.metrics['best']} {mean}{low}; kept is seed {seeds['best_seed']}")
     print(f"model   {run.model}\nreport  {report}")
     return 0
 

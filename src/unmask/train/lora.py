@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BASE = "base"  # in the run's folder: the model as it was, which merged weights cannot give back to the bit
 ADAPTER = "unmask"
 PREFIX = "lora."  # of the tensors of a checkpoint
+MOST = 10_000  # no matrix of a model that is adapted has a higher rank
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class LoraConfig:
     target_modules: tuple[str, ...] = ("all-linear",)  # names of modules; "all-linear": every linear layer but the output's
 
     def __post_init__(self) -> None:
-        if self.r < 0:
-            raise ConfigError(f"lora.r = {self.r!r}; allowed: 0 (no LoRA) or a rank (8 and 16 are usual)")
+        if not 0 <= self.r <= MOST:
+            raise ConfigError(f"lora.r = {self.r!r}; allowed: 0 (no LoRA) or a rank up to {MOST:,} (8 and 16 are usual)")
         if self.lora_alpha is not None and not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
             raise ConfigError(f"lora.lora_alpha = {self.lora_alpha!r}; allowed: a number above 0 (twice the rank is usual)")
         if not 0 <= self.lora_dropout < 1:
