@@ -61,6 +61,7 @@ BAD = {
     "a beam for nothing": (422, {"inputs": TEXT, "parameters": {"beam": 9}}, "beam is the width"),
     "too wide a search": (413, {"inputs": masks(10), "parameters": {"joint": True}}, "up to 6,000 times; at most 4,096"),
     "too many pieces": (413, {"inputs": ["___"] * 9, "parameters": {"max_pieces": 4}}, "the search would ask"),
+    "targets of too many pieces": (413, {"inputs": "a [MASK] b", "parameters": {"targets": ["nurse" * 12] * 2000}}, "shorter targets"),
     "too many masks": (413, {"inputs": masks(65)}, "65 masks"),
     "too many texts": (413, {"inputs": ["[MASK]"] * 10_000}, "10,000 inputs"),
     "too large an answer": (413, {"inputs": [TEXT * 50] * 64, "parameters": {"top_k": 300}}, "characters of filled texts"),

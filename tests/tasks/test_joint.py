@@ -11,7 +11,7 @@ import torch
 
 from unmask.data.tokenizer import train_tokenizer
 from unmask.errors import TaskError
-from unmask.tasks.fill import Filler
+from unmask.tasks.fill import Filler, FillOptions
 
 from .test_fill import KINDS, TEXTS, folders, write_model  # noqa: F401
 
@@ -253,3 +253,9 @@ def test_the_service_and_the_library_have_one_bound():
 def test_options_that_cannot_be(fillers, options, says):
     with pytest.raises(TaskError, match=says):
         fillers["bert"].fill("[MASK]", **options)
+
+
+def test_a_beam_has_a_bound():
+    assert FillOptions(top_k=10**9).width == FillOptions(beam=1024).width == 1024
+    with pytest.raises(TaskError, match="at most 1,024"):
+        FillOptions(beam=1025)

@@ -40,7 +40,8 @@ def fill(
         bool, typer.Option("--independent", help="Several masks: each on its own, not together as well; more than 64 cannot be together.")
     ] = False,
     beam: Annotated[
-        int | None, typer.Option(min=1, help="Joint fillings followed at a time; by default 8, or twice --top-k where that is more.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Joint fillings followed at a time; by default 8, or twice --top-k where that is more."),
     ] = None,
     pair: Annotated[str | None, typer.Option(help="A second text that follows each of the texts.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens that the model sees; by default all that fit.")] = None,

@@ -52,13 +52,11 @@ def predict(
 
     A masked language model classifies by label words: `unmask predict MODEL --label-words good=great --label-words bad=awful TEXT`.
     """
-    from ..tasks.kinds import predictor, task_of
+    from ..tasks.kinds import predictor, task_of, without_task
 
     name = task_of(model)
     if name is None and not label_words:
-        raise ConfigError(
-            f"'{model}' is not fine-tuned for a task; `unmask finetune` does that. To classify without any training, give --label-words"
-        )
+        raise ConfigError(f"{without_task(model)}. To classify without any training, give --label-words")
     if name is not None and label_words:
         raise ConfigError(f"--label-words: '{model}' is fine-tuned for {name}; label words are for masked language models")
     if name is None and max_length is not None:

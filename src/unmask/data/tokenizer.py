@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..box import or_box
 from ..errors import RunError, TokenizerError
 from ..hub import only_local
 from .manifest import TRAINING, WEIGHTS, check_manifest
@@ -41,7 +42,7 @@ def load_tokenizer(name_or_path: str | Path, *, revision: str | None = None) -> 
     HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured; no code of a repository is run. Saved truncation and padding are off.
     Raises: TokenizerError where there is none, or it lacks a token that masked language models need.
     """
-    name = str(name_or_path)
+    name = str(or_box(name_or_path))
     path = Path(name).expanduser()
     if path.is_file():
         tokenizer = _load_file(path)

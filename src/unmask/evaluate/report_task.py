@@ -203,7 +203,12 @@ def classify(metrics: Mapping[str, Any], lines: list[dict[str, Any]]) -> Iterato
     if metrics.get("reliability"):
         drawn = reliability_curve(metrics["reliability"], width=4.6, height=3.4)
         rows = [
-            (f"{entry['coverage']:.0%}", [f"{entry['accuracy']:.3f}", f"{entry['confidence']:.3f}"], False) for entry in metrics["abstain"]
+            (
+                f"{entry['coverage']:.0%}",
+                ["–" if entry[name] is None else f"{entry[name]:.3f}" for name in ("accuracy", "confidence")],
+                False,
+            )
+            for entry in metrics["abstain"]
         ]
         table = numbers(("answered", "of them right", "from this confidence on"), rows)
         note = "If the model answers only where it is surest, and abstains from the rest."

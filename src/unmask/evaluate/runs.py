@@ -20,9 +20,13 @@ def finish(run: Run) -> Run:
         from . import adaptation  # only now: a run begins a second or two earlier without what measures and draws
         from .report import write
 
-        if adaptation.is_wanted(recipes.load(run.folder / "config.toml")):
-            adaptation.write(run.folder, say=tell)
-        write(run.folder)
+        try:
+            if adaptation.is_wanted(recipes.load(run.folder / "config.toml")):
+                adaptation.write(run.folder, say=tell)
+            write(run.folder)
+        except KeyboardInterrupt:
+            tell(f"the model is trained and saved; what is left, its comparison and report, is made by: unmask resume {run.folder}")
+            raise
     return run
 
 

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..tasks import finetune as runs
 from ..tasks.card import RESULTS
 from ..tasks.findings import Findings
-from ..tasks.kinds import task, task_of
+from ..tasks.kinds import task, task_of, without_task
 from ..tasks.objective import TaskObjective
 from ..tasks.predictor import Predictor, Scores
 from ..tasks.recipe import TaskData
@@ -50,7 +50,7 @@ def evaluate_task(
     """
     name = task_of(model)
     if name is None:
-        raise ConfigError(f"'{model}' is not fine-tuned for a task; `unmask finetune` does that")
+        raise ConfigError(without_task(model))
     if resamples < 0:
         raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
     folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, "report.html"})

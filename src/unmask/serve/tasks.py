@@ -158,6 +158,7 @@ def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
         else:
             words = len(targets) * masks if isinstance(targets[0], str) else sum(map(len, targets))
             words += min(work.options.top_k, 100) if work.deep else 0
+            searched += _later_pieces(filler, targets) * (masks if isinstance(targets[0], str) else 1)
         total += words * (len(text) + 64)
         searched += _searched(work.options, masks, found.count("_")) if work.deep else 0
     if total > limits.max_answer_characters:
@@ -165,8 +166,15 @@ def _too_much(filler: Filler, work: Work, limits: Limits) -> Refused | None:
                             "ask for fewer candidates (top_k, targets), or send shorter texts")  # fmt: skip
     if searched > limits.max_searched:
         return Refused(413, f"the search would ask the model up to {searched:,} times; at most {limits.max_searched:,}: "
-                            "send fewer masks or blanks, or a smaller beam, top_k or max_pieces")  # fmt: skip
+                            "send fewer masks or blanks, fewer or shorter targets, or a smaller beam, top_k or max_pieces")  # fmt: skip
     return None
+
+
+def _later_pieces(filler: Filler, targets: Sequence[Any]) -> int:
+    """Return how many pieces targets have beyond the first ones: for each the model is asked with those before it filled in."""
+    flat = [f" {word}" for group in targets for word in ([group] if isinstance(group, str) else group)]
+    found = filler.tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False)
+    return sum(max(0, len(encoding.ids) - 1) for encoding in found)
 
 
 def _searched(chosen: FillOptions, num_masks: int, num_blanks: int) -> int:

@@ -30,6 +30,7 @@ __all__ = ["Candidate", "Combination", "FillOptions", "Filled", "Filler", "fill"
 
 CHUNK = 256  # texts tokenized at a time
 DEEP = 64  # texts filled jointly at a time
+WIDEST = 1024  # fillings that are followed at a time
 NO_NUMBERS = "the model answers with what is no number (NaN): its weights are damaged; take another copy of it"
 
 
@@ -63,6 +64,8 @@ class FillOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TaskError(f"{name} = {value}; at least 1")
+        if self.beam is not None and self.beam > WIDEST:
+            raise TaskError(f"beam = {self.beam}; at most {WIDEST:,}")
         if self.max_pieces > MOST_MASKS:
             raise TaskError(f"max_pieces = {self.max_pieces}; at most {MOST_MASKS}: each number of pieces is a search of its own")
         for name in ("targets", "vocabulary"):
@@ -83,8 +86,8 @@ class FillOptions:
 
     @property
     def width(self) -> int:
-        """The beam, whose default grows with what is asked for."""
-        return self.beam or max(8, 2 * self.top_k)
+        """The beam, whose default grows with what is asked for, up to WIDEST."""
+        return self.beam or min(WIDEST, max(8, 2 * self.top_k))
 
 
 class Filler:

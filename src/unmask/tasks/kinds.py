@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..box import is_box
 from ..config import unknown_key
 from ..errors import ConfigError
 
@@ -59,3 +60,10 @@ def task_of(name: str | Path) -> str | None:
     names = settings.get("architectures") if isinstance(settings, dict) else None
     name = str(names[0]) if isinstance(names, list) and names else ""
     return next((task for task, ending in TASKS.items() if name.endswith(ending)), None)
+
+
+def without_task(name: str | Path) -> str:
+    """Return what is to be said of a model for which `task_of` knows no task."""
+    if is_box(name) or Path(name).expanduser().exists():
+        return f"'{name}' is not fine-tuned for a task; `unmask finetune` does that"
+    return f"there is no folder '{name}'; name the run, or the model folder, that `unmask finetune` has made"
