@@ -1,10 +1,11 @@
 """Work in a thread: one piece at a time, waited for, and what goes wrong in it is raised where somebody looks next."""
 
 import threading
+import time
 
 import pytest
 
-from unmask.train.background import Background
+from unmask.train.background import Background, regularly
 
 
 def fail():
@@ -68,3 +69,18 @@ def test_an_error_waits_for_it_too_and_stays_the_one_that_is_told(caplog, error)
     with pytest.raises(error):
         interrupted()
     assert done and "No space left" in caplog.text
+
+
+def test_a_look_is_taken_again_and_again_and_no_more_afterwards():
+    looks, twice = [], threading.Event()
+
+    def look():
+        looks.append(threading.current_thread().name)
+        if len(looks) == 2:
+            twice.set()
+
+    with regularly(look, 0.01, "looks"):
+        assert twice.wait(10)
+    seen = len(looks)
+    time.sleep(0.05)
+    assert set(looks) == {"looks"} and len(looks) == seen

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import CheckpointError, ConfigError, RunError, UnmaskError
+from ..train.background import regularly
 from ..train.status import Viewer
 
 if TYPE_CHECKING:
@@ -89,25 +89,17 @@ def _shared(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _watched(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _watched(folder: Path, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
     """Say now and then how the run stands."""
-    over = threading.Event()
+    viewer: Viewer | None = None
 
-    def watch() -> None:
-        viewer = None
-        while not over.wait(LOOK_SECONDS):
-            with contextlib.suppress(UnmaskError, OSError):  # not begun yet, or just being written
-                viewer = viewer or Viewer(folder)
-                say(viewer.look().short())
+    def look() -> None:
+        nonlocal viewer
+        with contextlib.suppress(UnmaskError, OSError):  # not begun yet, or just being written
+            viewer = viewer or Viewer(folder)
+            say(viewer.look().short())
 
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return regularly(look, LOOK_SECONDS, "unmask-status")
 
 
 def _session(told: dict[str, Any]) -> None:

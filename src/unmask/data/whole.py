@@ -135,3 +135,18 @@ def whole_file(path: Path, *, error: Error = CheckpointError) -> Iterator[IO[str
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from any other that may come to stand in its place, as where a disk is unmounted; None for none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text)

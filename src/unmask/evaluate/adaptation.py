@@ -14,6 +14,7 @@ from ..data.frozen import EVAL_SEED
 from ..data.text import read
 from ..data.tokenizer import describe, load_tokenizer, tokenizer_hash
 from ..data.vocab_extension import Extension
+from ..data.whole import write_text
 from ..errors import CheckpointError, DataError, UnmaskError
 from ..infer.engine import Engine
 from ..model.load import load_model
@@ -22,7 +23,6 @@ from ..train.card import SECTION, before_and_after, with_section
 from ..train.extension import VOCABULARY
 from ..train.recipe import Recipe
 from ..train.replay import REPLAY
-from ..train.session import write_text
 from ..train.setup import find_device, is_packed
 from .paired import difference, verdict
 from .pairs import WORD_DEFINITIONS, Pairs, folding, tokens, words

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.over import Place
+from ..data.whole import write_text
 from ..errors import ConfigError
 from ..tasks import finetune as runs
 from ..tasks.card import RESULTS
@@ -21,7 +22,7 @@ from ..tasks.predictor import Predictor, Scores
 from ..tasks.recipe import TaskData
 from ..train.card import with_section
 from ..train.runlog import finite
-from ..train.session import Run, write_text
+from ..train.session import Run
 from .evaluation import METRICS, PREDICTIONS, output_folder
 from .items import Outcome, names
 from .report import write as write_report

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.whole import write_text
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from ..train import run as runs
 from ..train.checkpoint import write_folder
 from ..train.distributed import launched
 from ..train.runlog import finite
-from ..train.session import Run, run_session, write_text
+from ..train.session import Run, run_session
 from ..train.setup import claim
 from . import recipe as recipes
 from .kinds import task

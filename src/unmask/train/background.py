@@ -1,10 +1,11 @@
-"""Work that goes on in a thread while a run trains on: a checkpoint on its way to the disk."""
+"""Work that goes on in a thread while a run trains on: a checkpoint on its way to the disk, a look now and again."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 log = logging.getLogger(__name__)
@@ -56,3 +57,21 @@ class Background:
             if error is None:
                 raise
             log.warning("%s", other)  # what ends the run is the first error
+
+
+@contextlib.contextmanager
+def regularly(look: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
+    """Call a function every so many seconds while the context lasts, in a thread of that name."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(seconds):
+            look()
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

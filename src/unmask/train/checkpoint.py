@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.manifest import MANIFEST, compare, entries, read_manifest, sha256
+from ..data.whole import identity
 from ..errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
@@ -226,11 +228,14 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
 def _write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
     partial = target.with_name(f"{target.name}.partial")
     replaced = target.with_name(f"{target.name}.replaced")
+    place = identity(target.parent)
     if partial.exists():
         shutil.rmtree(partial)
     try:
         partial.mkdir()
         fill(partial)
+        if identity(target.parent) != place:  # what fills it may have made it anew, in a folder that is somebody else's
+            raise FileNotFoundError(errno.ENOENT, "it was moved while it was written to", str(target.parent))
         for path in partial.rglob("*"):
             flush(path)
         flush(partial)
@@ -242,6 +247,9 @@ def _write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
         flush(target.parent)
     except BaseException:  # an interruption as well: nothing half written stays
         shutil.rmtree(partial, ignore_errors=True)
+        if identity(target.parent) != place:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # empty, if it was made anew
         if replaced.exists() and not target.exists():
             replaced.rename(target)
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..box import or_box
-from ..data.whole import whole_file
+from ..data.whole import identity, whole_file
 from ..errors import CheckpointError, ConfigError, UnmaskError
 from . import recipe as recipes
 from .distributed import is_restarted, launched
@@ -16,7 +16,7 @@ from .masking_objective import MaskedLanguageModel
 from .objective import Make, RunRecipe
 from .recipe import Recipe
 from .replay import GENERAL, REPLAY
-from .session import Run, identity, run_session, tell
+from .session import Run, run_session, tell
 from .setup import claim, is_packed
 
 

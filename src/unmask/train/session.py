@@ -20,7 +20,7 @@ import torch
 
 from ..data.manifest import write_manifest
 from ..data.prefetch import prefetch
-from ..data.whole import alone, whole_file
+from ..data.whole import alone, identity, write_text
 from ..errors import CheckpointError, RunError
 from ..model.load import save_model
 from ..rng import rng
@@ -162,8 +162,7 @@ class Session:
         if self.world.is_first:
             write_text(folder / "config.toml", self.recipe.to_toml())
         if found is None:
-            noted = objective.begin(self.evaluate)
-            self.info |= noted
+            self.info |= objective.begin(self.evaluate)
         objective.take_up(self.info)
 
     def run(self) -> Run:
@@ -399,15 +398,6 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from any other that may come to stand in its place, as where a disk is unmounted; None for none."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def silent(text: str) -> None:
     """Tell the user nothing: the first process does."""
 
@@ -415,9 +405,3 @@ def silent(text: str) -> None:
 def rank_name(name: str, rank: int) -> str:
     """Return the name of a tensor that each process has its own of; the first one's is the plain name."""
     return f"{name}.{rank}" if rank else name
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with whole_file(path) as file:
-        file.write(text)

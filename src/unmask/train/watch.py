@@ -6,10 +6,11 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 import torch.distributed as dist
+
+from .background import regularly
 
 if TYPE_CHECKING:
     from .distributed import Processes
@@ -72,24 +73,15 @@ class Watch:
         )
 
 
-@contextlib.contextmanager
-def ending_with(launcher: int) -> Iterator[None]:
+def ending_with(launcher: int) -> contextlib.AbstractContextManager[None]:
     """End this process with exit code 1 when its launcher has gone: one that waits for others to come is told by nobody else."""
-    over = threading.Event()
 
     def look() -> None:
-        while not over.wait(TICK_SECONDS):
-            if os.getppid() != launcher:
-                os.write(2, b"unmask: the launcher has gone, and not all of its processes have come; start it again\n")
-                os._exit(1)  # the main thread is inside a call that does not return
+        if os.getppid() != launcher:
+            os.write(2, b"unmask: the launcher has gone, and not all of its processes have come; start it again\n")
+            os._exit(1)  # the main thread is inside a call that does not return
 
-    thread = threading.Thread(target=look, name="unmask-launcher", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return regularly(look, TICK_SECONDS, "unmask-launcher")
 
 
 def _named(ranks: list[int]) -> str:
