@@ -317,3 +317,20 @@ def test_write_folder_replaces_and_reports(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"model' could not be written: Not a directory"):
         write_folder(tmp_path / "file" / "model", lambda folder: None)
+
+
+def test_a_folder_that_moves_while_it_is_written_to_gets_nothing_in_its_old_place(tmp_path):
+    """Transformers makes the folder that it saves into, its parents and all, if it has gone meanwhile."""
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+
+    def fill(partial):
+        (partial / "before.txt").write_text("x")
+        (tmp_path / "disk").rename(tmp_path / "elsewhere")
+        (tmp_path / "disk").mkdir()
+        os.makedirs(partial, exist_ok=True)
+        (partial / "after.txt").write_text("x")
+
+    with pytest.raises(RunError, match="could not be written: it was moved while it was written to .'.*disk/run'.") as error:
+        write_folder(tmp_path / "disk" / "run" / "step", fill)
+    assert "/proc/" not in str(error.value)
+    assert not list((tmp_path / "disk").iterdir()) and not list((tmp_path / "elsewhere" / "run").iterdir())

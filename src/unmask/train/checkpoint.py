@@ -226,34 +226,46 @@ def write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def _write_folder(target: Path, fill: Callable[[Path], Any]) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    replaced = target.with_name(f"{target.name}.replaced")
-    place = identity(target.parent)
-    if partial.exists():
-        shutil.rmtree(partial)
+    with held(target.parent) as parent:
+        partial, replaced = (parent / f"{target.name}.{end}" for end in ("partial", "replaced"))
+        if partial.exists():
+            shutil.rmtree(partial)
+        try:
+            partial.mkdir()
+            fill(partial)
+            if identity(target.parent) != identity(parent):
+                raise FileNotFoundError(errno.ENOENT, "it was moved while it was written to", str(target.parent))
+            for path in partial.rglob("*"):
+                flush(path)
+            flush(partial)
+            target = parent / target.name
+            if target.exists():
+                if replaced.exists():
+                    shutil.rmtree(replaced)
+                target.rename(replaced)
+            partial.rename(target)
+            flush(parent)
+        except BaseException:  # an interruption as well: nothing half written stays
+            shutil.rmtree(partial, ignore_errors=True)
+            if replaced.exists() and not (parent / target.name).exists():
+                replaced.rename(parent / target.name)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Yield a path that leads to a folder even where it is moved meanwhile, so that nothing is made in what takes its place."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    path = Path(f"/proc/self/fd/{descriptor}")
     try:
-        partial.mkdir()
-        fill(partial)
-        if identity(target.parent) != place:  # what fills it may have made it anew, in a folder that is somebody else's
-            raise FileNotFoundError(errno.ENOENT, "it was moved while it was written to", str(target.parent))
-        for path in partial.rglob("*"):
-            flush(path)
-        flush(partial)
-        if target.exists():
-            if replaced.exists():
-                shutil.rmtree(replaced)
-            target.rename(replaced)
-        partial.rename(target)
-        flush(target.parent)
-    except BaseException:  # an interruption as well: nothing half written stays
-        shutil.rmtree(partial, ignore_errors=True)
-        if identity(target.parent) != place:
-            with contextlib.suppress(OSError):
-                target.parent.rmdir()  # empty, if it was made anew
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
+        yield path if path.exists() else folder
+    except OSError as error:
+        if error.filename:
+            error.filename = str(error.filename).replace(str(path), str(folder), 1)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def remove(folder: Path) -> None:
