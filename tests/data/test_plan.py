@@ -14,10 +14,10 @@ def natural(count, mean, spread=0.7, seed=0):
     return np.maximum(1, np.random.default_rng(seed).lognormal(np.log(mean) - spread**2 / 2, spread, count)).astype(np.int64)
 
 
-def plan(lengths, *, seed=0, max_length=32, num_special=2, micro_tokens=64, batch_tokens=None, shuffle=True):
+def plan(lengths, *, seed=0, max_length=32, num_special=2, micro_tokens=64, batch_tokens=None, shuffle=True, **more):
     return Plan(
         np.asarray(lengths), seed=seed, max_length=max_length, num_special=num_special, micro_tokens=micro_tokens,
-        batch_tokens=batch_tokens or micro_tokens, shuffle=shuffle,
+        batch_tokens=batch_tokens or micro_tokens, shuffle=shuffle, **more,
     )  # fmt: skip
 
 

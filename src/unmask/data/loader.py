@@ -13,6 +13,8 @@ from .prefetch import Prefetch, prefetch
 from .store import TokenStore
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .batch import PackedBatch
 
 __all__ = ["Loader", "Packer", "Prefetch", "prefetch"]
@@ -175,7 +177,8 @@ class Loader:
     """The batches of a training run: every token of the store once an epoch, in an order and with masks that follow from the seed.
 
     Units: `batch_tokens` tokens a step over all micro-batches, each a PackedBatch of `micro_tokens` tokens, special tokens among them.
-    With `batch_tokens_start`, the first step has so many, and `ramp_steps` steps later it is all of them.
+    With `batch_tokens_start`, the first step has so many, and `ramp_steps` steps later it is all of them. Of a large store the order is
+    kept in the folder `keep`.
     Raises: ConfigError where the token counts do not fit one another; TokenizerError where the vocabulary does not fit the store.
     """
 
@@ -196,6 +199,7 @@ class Loader:
         shuffle: bool = True,
         keys: np.ndarray | None = None,
         terms: Terms | None = None,
+        keep: Path | None = None,
     ) -> None:
         self.packer = Packer(
             store, specials, masking, vocab_size=vocab_size, seed=seed, max_length=max_length, micro_tokens=micro_tokens,
@@ -204,7 +208,7 @@ class Loader:
         self.plan = Plan(
             store.lengths, seed=seed, max_length=max_length, num_special=self.packer.num_special,
             micro_tokens=micro_tokens, batch_tokens=batch_tokens, batch_tokens_start=batch_tokens_start, ramp_steps=ramp_steps,
-            shuffle=shuffle,
+            shuffle=shuffle, keep=keep,
         )  # fmt: skip
         self.masking = masking
         self.rank, self.size = 0, 1
@@ -212,6 +216,8 @@ class Loader:
     def divide(self, rank: int, size: int) -> None:
         """Give, from now on, only the part of every step that is one of `size` processes' own."""
         self.rank, self.size = rank, size
+        if self.plan.kept is not None:
+            self.plan.kept.writes = rank == 0
 
     def batch(self, step: int, probability: float | None = None) -> list[PackedBatch]:
         """Return the micro-batches of a step (counted from 0 over the whole run); `probability` is the mask rate of a schedule."""

@@ -1,23 +1,29 @@
 """The order of an epoch: documents cut into windows, windows packed into packs of a fixed number of tokens; from lengths alone.
 
-Every token is in exactly one window, every window in exactly one pack. All of it is vectorised: a million documents take well
-under a second, so that nothing about the order has to be saved, only the seed.
+Every token is in exactly one window, every window in exactly one pack. All of it is vectorised: a million windows take a third of a
+second, so that nothing about the order has to be saved, only the seed; where there are more, it may be kept (order.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import threading
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import ConfigError
 from ..rng import rng
+from .order import KeptOrder
 
 ROUND = 64  # a pack is filled up to a multiple of so many tokens: kernels are made once a shape
 POOL = 1024  # windows that are packed together, about; a larger pool wastes less and takes longer
 FEW = 20  # windows: packs that hold fewer are filled by best fit
+MANY = 1_000_000  # windows: of so many the packs are kept, if somebody says where
+VERSION = 1  # of the order: another one is another key
 TRIES = 3  # orders that an epoch tries before it falls back on the first epoch's packs
 
 
@@ -127,7 +133,8 @@ def _fill(sizes: np.ndarray, pool: np.ndarray, pools: int, each: int, room: int,
 class Plan:
     """The packs of every epoch, and which of them a step takes; a pure function of (lengths, seed).
 
-    Every epoch has the same number of packs, so that the epoch of a step is a division.
+    Every epoch has the same number of packs, so that the epoch of a step is a division. In the folder `keep`, the packs of the last epochs
+    are kept where there are `many` windows.
     Raises: ConfigError where the token counts do not fit one another.
     """
 
@@ -143,6 +150,8 @@ class Plan:
         batch_tokens_start: int | None = None,
         ramp_steps: int = 0,
         shuffle: bool = True,
+        keep: Path | None = None,
+        many: int = MANY,
     ) -> None:
         if max_length <= num_special:
             raise ConfigError(
@@ -168,11 +177,22 @@ class Plan:
         self.packs_a_step = batch_tokens // micro_tokens
         self._cache: dict[int, Packs] = {}
         self._lock = threading.Lock()  # a prefetching thread asks too
-        self._reference = self._attempt(0, 0)
-        # a little more than the first epoch needs, where there are many: another order may need one more
-        self.num_packs = min(len(self._reference) + len(self._reference) // 1000, len(self.windows))
+        self.kept: KeptOrder | None = None
+        if keep is not None and len(self.windows) >= many:
+            about = [VERSION, seed, max_length, num_special, micro_tokens, shuffle]
+            key = hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64).tobytes() + repr(about).encode()).hexdigest()
+            self.kept = KeptOrder(keep, key)
+        self.num_packs = (self.kept.num_packs() if self.kept else None) or self._count()
         self.steps_per_epoch = -(-self.num_packs // self.packs_a_step)
         self._ramp = ramp(self.num_packs, first // micro_tokens, self.packs_a_step, ramp_steps if first < batch_tokens else 0)
+
+    @cached_property
+    def _reference(self) -> Packs:
+        return self._attempt(0, 0)
+
+    def _count(self) -> int:
+        """Return how many packs an epoch has: a little more than the first one needs, where there are many; another order may need more."""
+        return min(len(self._reference) + len(self._reference) // 1000, len(self.windows))
 
     def _attempt(self, epoch: int, attempt: int) -> Packs:
         order = np.arange(len(self.windows))
@@ -186,11 +206,21 @@ class Plan:
             epoch = 0
         with self._lock:
             if epoch not in self._cache:
-                packs = self._make(epoch)
+                packs = self._kept_or_made(epoch)
                 while len(self._cache) >= 2:  # the one in use, and the next, where a thread works ahead
                     del self._cache[next(iter(self._cache))]
                 self._cache[epoch] = packs
             return self._cache[epoch]
+
+    def _kept_or_made(self, epoch: int) -> Packs:
+        if self.kept is None:
+            return self._make(epoch)
+        found = self.kept.read(epoch)
+        if found is not None:
+            return Packs(*found)
+        packs = self._make(epoch)
+        self.kept.write(epoch, self.num_packs, packs.order, packs.bounds)
+        return packs
 
     def _make(self, epoch: int) -> Packs:
         for attempt in range(TRIES):

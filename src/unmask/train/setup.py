@@ -98,12 +98,13 @@ def prepare(recipe: Recipe, folder: Path, *, model_folder: Path | None = None, s
         terms = replay.run_terms(folder, store, general_store, known, tokenizer, say)
     loader = Loader(
         store, specials, recipe.masking, seed=recipe.train.seed, batch_tokens=batch_tokens, micro_tokens=micro_tokens,
-        batch_tokens_start=recipe.data.batch_tokens_start, ramp_steps=recipe.data.batch_ramp_steps, terms=terms, **shape,
+        batch_tokens_start=recipe.data.batch_tokens_start, ramp_steps=recipe.data.batch_ramp_steps, terms=terms,
+        keep=folder / "order", **shape,
     )  # fmt: skip
     general_batches: list[PackedBatch] = []
     if general is not None:
         other = replay.open_train(general, store.tokenizer_hash, verify=verify)
-        loader = replay.with_replay(loader, other, recipe, specials, replayed, say, **shape)
+        loader = replay.with_replay(loader, other, recipe, specials, replayed, say, keep=folder / "order-replay", **shape)
         if (general / "heldout").is_dir():
             kept = TokenStore.open(general / "heldout", tokenizer_hash=store.tokenizer_hash, verify=verify)
             few = min(recipe.train.eval_tokens or replay.EVAL_TOKENS, replay.EVAL_TOKENS)
