@@ -1,5 +1,27 @@
 """`python -m unmask` is the command `unmask`."""
 
+import atexit
+import os
+import sys
+
 from .cli import main
 
-main()
+
+def _end() -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+code = 1  # of what nobody foresaw
+if (
+    int(os.environ.get("WORLD_SIZE", "1")) > 1
+):  # threads of gloo may outlive its groups, and end a process that Python clears away by SIGABRT
+    atexit.register(_end)  # before torch registers anything: what was registered last is done first
+try:
+    main()
+except SystemExit as end:
+    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    raise
