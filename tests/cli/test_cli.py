@@ -224,6 +224,13 @@ def test_a_number_that_cannot_be_is_refused_before_anything_is_done(capsys, args
     assert args[1] in captured.err and not captured.out and "Traceback" not in captured.err
 
 
+@pytest.mark.parametrize("args", ["evaluate X.txt", "evaluate MODEL --pairs X.txt", "compare A B -d X.txt"])
+def test_too_many_resamples_are_refused_before_anything_is_done(capsys, args):
+    assert code_of([*args.split(), "--resamples", "1000001"]) == 2
+    captured = capsys.readouterr()
+    assert "resamples = 1000001; allowed: 0 (no intervals) to 1,000,000" in captured.err and not captured.out
+
+
 def test_a_reader_that_has_gone_away_is_no_traceback():
     reading, writing = os.pipe()
     os.close(reading)

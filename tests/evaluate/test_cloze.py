@@ -142,7 +142,8 @@ def test_files_that_are_wrong(tiny_bert, tmp_path):
     raises("is no text", '{"text": "[MASK]", "answer": {"a": 1}}', "a.jsonl")
     raises("what is wanted is a file of rows", "a [MASK]", "a.txt")
     raises("names no column", "text,answer\n[MASK],a\n", error=ConfigError, template="[MASK]")
-    raises("allowed: 0", "text,answer\n[MASK],a\n", error=ConfigError, resamples=-1)
+    for wrong in (-1, 1_000_001):
+        raises("allowed: 0", "text,answer\n[MASK],a\n", error=ConfigError, resamples=wrong)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("x")
     raises("holds something else than the results of a test", "text,answer\n[MASK],a\n", error=CheckpointError, output=tmp_path / "kept")

@@ -301,6 +301,8 @@ def test_words_hold_their_pieces_whatever_the_text(backends, line):
 def test_what_cannot_be_is_refused(dot, other, cased, text, tmp_path):
     with pytest.raises(ConfigError, match="margin = -1"):
         unmask.compare(dot, other, text, margin=-1)
+    with pytest.raises(ConfigError, match="resamples = 1000001; allowed: 0"):
+        unmask.compare(dot, other, text, resamples=1_000_001)
     with pytest.raises(ConfigError, match=r"metric = 'loss'; allowed: masked_loss"):
         unmask.compare(dot, other, text, metric="loss")
     with pytest.raises(ConfigError, match=r"whole words are compared\): masked_word_loss"):

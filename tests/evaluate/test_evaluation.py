@@ -146,7 +146,8 @@ def refusals(tmp_path, corpus):
     yield DataError, "tokens alone", {"data": corpus / "train", "slice_by": "area"}
     yield DataError, "no document has a field 'area' to slice by; the fields are: source", {"data": corpus, "slice_by": "area"}
     yield ConfigError, "allowed: corrupt, mask", {"data": corpus, "policy": "bert"}
-    yield ConfigError, "resamples = -1", {"data": corpus, "resamples": -1}
+    yield ConfigError, "resamples = -1; allowed: 0", {"data": corpus, "resamples": -1}
+    yield ConfigError, "resamples = 1000001; .* to 1,000,000; 1000 are usual", {"data": corpus, "resamples": 1_000_001}
     yield ConfigError, "batch_tokens = 0", {"data": corpus, "batch_tokens": 0}
     yield ConfigError, "^precision = 'fp8'; allowed: fp32, bf16, auto", {"data": corpus, "precision": "fp8"}
     yield ConfigError, "^device = 'tpu'", {"data": corpus, "device": "tpu"}

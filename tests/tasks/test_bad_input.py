@@ -7,7 +7,7 @@ import json
 import pytest
 
 import unmask
-from unmask.errors import DataError
+from unmask.errors import ConfigError, DataError
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.recipe import TaskData
 
@@ -54,6 +54,8 @@ def test_one_class_alone_is_measured_as_far_as_it_can_be(classifier, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["macro_auroc"]["value"] is None
     path = write(tmp_path / "b.csv", "text,label\nThe judge meets,law\n")
     assert unmask.evaluate(classifier.folder, path).metrics["accuracy"]["low"] is None
+    with pytest.raises(ConfigError, match="resamples = 1000001; allowed: 0"):
+        unmask.evaluate_task(classifier.folder, path, resamples=1_000_001)
 
 
 def test_nothing_held_out_is_said(tiny_bert, tmp_path):

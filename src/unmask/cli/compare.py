@@ -45,7 +45,7 @@ def compare(
     id_column: Annotated[str | None, typer.Option(help="The column that holds the documents' ids.")] = None,
     encoding: Annotated[str | None, typer.Option(help="The encoding of text files.")] = None,
     layout: Annotated[str | None, typer.Option(help="Of text files: line, blank, file or auto.")] = None,
-    resamples: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the bootstrap; 0: no intervals.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0: no intervals.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, or auto: whichever is faster here; A's and B's parted by a comma, or one for both.")

@@ -22,7 +22,7 @@ from .paired import FLIPS, KIND, KINDS, LOWER_IS_BETTER, MARGINS, Difference, di
 from .pairs import Pairs, tokens, words
 from .report import REPORT
 from .report import write as write_report
-from .stats import RESAMPLES
+from .stats import RESAMPLES, check_resamples
 
 
 def unit_of(metric: str) -> str:
@@ -130,6 +130,7 @@ def compare(
     `output` keeps metrics.json, flips.jsonl, the records of both and report.html; `policy` and the others are those of `evaluate`.
     Raises: ConfigError, DataError, CheckpointError, TokenizerError.
     """
+    check_resamples(resamples)
     if margin is not None and not 0 <= margin < float("inf"):
         raise ConfigError(f"margin = {margin}; allowed: 0 or more, in the unit of the metric")
     folder = None if output is None else _room(Path(output).expanduser())

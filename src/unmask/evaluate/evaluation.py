@@ -25,7 +25,7 @@ from .metrics import metrics as metrics_of
 from .records import ACTIONS, Records
 from .report import REPORT
 from .report import write as write_report
-from .stats import RESAMPLES
+from .stats import RESAMPLES, check_resamples
 from .text import open_text
 from .worst import WORST, keep_worst
 
@@ -90,8 +90,7 @@ def evaluate(
         raise ConfigError(f"policy = {policy!r}; allowed: {', '.join(POLICIES)} (as in training, or the mask token alone)")
     if predictions and output is None:
         raise ConfigError("predictions are written into a folder: name one (output; --output on the command line)")
-    if resamples < 0:
-        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
+    check_resamples(resamples)
     model = or_box(model) if model is None or isinstance(model, (str, Path)) else model
     if isinstance(model, (str, Path)) and task_of(model) is not None:
         foreign = {"policy": policy != "corrupt", "views": views != 1, "max_tokens": max_tokens, "slice_by": slice_by,

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
 from ..train.runlog import finite as all_finite
 from .evaluation import METRICS, PREDICTIONS, output_folder, write
-from .stats import LEVEL, finite, interval, weights
+from .stats import LEVEL, check_resamples, finite, interval, weights
 
 NO_VALUE = "(none)"
 MAX_ITEMS = 300_000  # of a test, which is held in memory with what the model said of it: some 3 kB an item
@@ -43,10 +42,9 @@ class Outcome:
 def check_output(output: str | Path | None, resamples: int) -> Path | None:
     """Return the folder for the results; the results of a test are written over, anything else is not touched.
 
-    Raises: CheckpointError; ConfigError for a number of resamples below 0.
+    Raises: CheckpointError; ConfigError for a number of resamples that cannot be.
     """
-    if resamples < 0:
-        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
+    check_resamples(resamples)
     return output_folder(output, "the results of a test", lambda names: names <= {METRICS, PREDICTIONS})
 
 

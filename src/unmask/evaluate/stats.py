@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..rng import rng
 
 UNITS = 2000  # of more documents, this many groups of them are drawn, next to each other by the hash of their content: a random grouping
-RESAMPLES = 1000
+RESAMPLES, MAX_RESAMPLES = 1000, 1_000_000  # usual, and at most: all are held, 8 MB for each number in metrics.json
 LEVEL = 0.95
 CHUNK = 50  # resamples at a time
+
+
+def check_resamples(resamples: int) -> None:
+    """Raise ConfigError for a number of resamples that cannot be."""
+    if not 0 <= resamples <= MAX_RESAMPLES:
+        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) to {MAX_RESAMPLES:,}; {RESAMPLES} are usual")
 
 
 def units(num_documents: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from ..train.session import Run
 from .evaluation import METRICS, PREDICTIONS, output_folder
 from .items import Outcome, names
 from .report import write as write_report
-from .stats import LEVEL, RESAMPLES, no_interval, units, weights, with_interval
+from .stats import LEVEL, RESAMPLES, check_resamples, no_interval, units, weights, with_interval
 
 
 def evaluate_task(
@@ -52,8 +52,7 @@ def evaluate_task(
     name = task_of(model)
     if name is None:
         raise ConfigError(without_task(model))
-    if resamples < 0:
-        raise ConfigError(f"resamples = {resamples}; allowed: 0 (no intervals) or more, 1000 are usual")
+    check_resamples(resamples)
     folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, "report.html"})
     kind = task(name)
     how: dict[str, Any] = {"precision": precision, "max_length": max_length, "max_tokens": batch_tokens}
