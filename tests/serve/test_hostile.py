@@ -323,6 +323,23 @@ def test_an_answer_that_takes_too_long(tiny_bert, serving):
         assert service.post("/models/tiny", {"inputs": TEXT})[0] == 200
 
 
+def test_a_model_that_is_not_loaded_in_time_says_so(tiny_bert, serving):
+    """One is loaded at a time: this one waits for its turn, which is as good as a large one."""
+    with serving({"tiny": tiny_bert}, limits=Limits(request_seconds=0.5), api_key="secret") as service:
+        key, turn = {"Authorization": "Bearer secret"}, threading.Event()
+        service.app.state.models.pool.submit(turn.wait, 60)
+        try:
+            for path in ("/models/tiny", "/score", "/models/tiny/reload"):
+                status, headers, found = service.ask_all("POST", path, {"inputs": TEXT}, **key)
+                assert status == 503 and headers["retry-after"] == "5"
+                assert found["error"] == "the model 'tiny' is still being loaded after 0.5 s; come back"
+            assert service.ask("GET", "/ready")[1]["models"] == {"tiny": "loading"}
+        finally:
+            turn.set()
+        _until(lambda: service.post("/models/tiny", {"inputs": TEXT}, **key)[0] == 200)
+        assert service.ask("GET", "/models/tiny", **key)[1]["num_loads"] == 1  # what was given up went on
+
+
 def test_a_fault_of_ours_is_told_without_its_inside_and_counted(service, monkeypatch):
     def fails(works):
         raise RuntimeError("/secret/path")

@@ -324,7 +324,7 @@ def _reload(app: FastAPI, models: Models, *, keyed: bool) -> None:
         if not keyed:
             raise Refused(403, "a service without a key reloads on SIGHUP, and where a folder has changed; give it --api-key")
         model = models.find(name)
-        await asyncio.shield(model.reload())
+        await model.loaded()
         if model.problem is not None:
             raise Refused(422, "it cannot be loaded, and the one that serves goes on; the server's log says why")
         return Json(model.info())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from .limits import Limits, Refused
+from .limits import LOADING, Limits, Refused
 from .metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -186,7 +186,9 @@ class Guard:
                 raise
             if hung_up.done():
                 raise Gone from None
-            seconds = self.limits.request_seconds
+            seconds, model = self.limits.request_seconds, LOADING.get()
+            if model is not None:
+                raise Refused(503, f"the model '{model}' is still being loaded after {seconds:g} s; come back", retry_after=5) from None
             raise Refused(503, f"there was no answer within {seconds:g} s; ask for less, or come back", retry_after=5) from None
         finally:
             over = True

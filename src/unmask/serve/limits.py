@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ConfigError, TaskError
 from ..tasks.joint import MOST_MASKS
+
+# the name of the model that a request waits for while it is loaded: so that giving up can say what was waited for
+LOADING: ContextVar[str | None] = ContextVar("LOADING", default=None)
 
 
 @dataclass(frozen=True, slots=True)

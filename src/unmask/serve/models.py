@@ -19,7 +19,7 @@ from ..infer.engine import Engine, Reduce
 from ..infer.request import Pack
 from ..tasks.kinds import model_folder
 from .batcher import Lane
-from .limits import Limits, Refused
+from .limits import LOADING, Limits, Refused
 from .metrics import Metrics
 from .scores import run_score, score_cost
 from .tasks import Task, Work, task_of
@@ -174,7 +174,7 @@ class Model:
         if self.current is None:
             if self.loading is None and time.monotonic() - self.failed < AGAIN_SECONDS and self._stamp() == self.stamp:
                 raise self._unusable()
-            await asyncio.shield(self.reload())
+            await self.loaded()
             if self.current is None:
                 raise self._unusable()
         elif time.monotonic() - self.looked > LOOK_SECONDS:
@@ -186,6 +186,12 @@ class Model:
                 self.reload()
             self.seen = stamp
         return self.current
+
+    async def loaded(self) -> None:
+        """Wait for the loading under way, begun if there was none; it goes on where the request that waits is given up."""
+        LOADING.set(self.name)
+        await asyncio.shield(self.reload())
+        LOADING.set(None)
 
     def reload(self) -> asyncio.Task[None]:
         """Return the loading under way, begun if there was none; the model that serves goes on until another takes its place."""
