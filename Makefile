@@ -11,6 +11,7 @@ setup: $(VENV)/ready
 # made again when a pin or a dependency changes
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Unmask needs Python 3.11 or later; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "making $(VENV): 2.5 GB at the versions of constraints.txt, in some minutes, of which pip says nothing; this is done once"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

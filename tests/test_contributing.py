@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -41,6 +43,13 @@ def test_every_example_is_here_and_every_file_that_is_named_exists():
     targets = set(re.findall(r"^    make (\w+)", PAGE, flags=re.MULTILINE))
     assert targets == {"setup", "test", "lint"}
     assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE) for target in targets)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_what_takes_minutes_is_said_before():
+    lines = subprocess.run(["make", "-n", "-B", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (said,) = [number for number, line in enumerate(lines) if line.startswith("echo ") and "minutes" in line]
+    assert "-m venv" in lines[said + 1] and " install " in lines[said + 2]
 
 
 def test_a_strategy(monkeypatch):
