@@ -74,6 +74,9 @@ def test_before_training(capsys, tiny_bert, questions_file, tmp_path):
     code, out, _ = run(capsys, "doctor", questions_file, "--task", "qa", "--json")
     report = json.loads(out)
     assert code == 0 and not report["fatal"] and report["question_words"].keys() == {"where", "when"} and report["without_answer"] > 40
+    code, out, _ = run(capsys, "doctor", questions_file, "--task", "qa")
+    facts = [line for line in out.splitlines() if not line.startswith(("note: ", "warning: "))]
+    assert len({len(line) - len(line.partition(" ")[2].lstrip()) for line in facts}) == 1 < len(facts)  # all values begin in one column
     rows = [{"question": "Who?", "context": EVENT, "answer": "the sailor"}] * 2
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     code, out, err = run(capsys, "doctor", tmp_path / "a.jsonl", "--task", "qa")

@@ -40,12 +40,13 @@ class Report:
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
         shown = []
+        width = max(map(len, self.facts), default=0)
         for name, value in self.facts.items():
             if isinstance(value, Mapping):
                 pairs = [f"{key}: {_short(one)}" for key, one in value.items()]
-                shown.append(f"{name:20} " + ", ".join(pairs[:40]) + (f" ... and {len(pairs) - 40} more" if len(pairs) > 40 else ""))
+                shown.append(f"{name:{width}} " + ", ".join(pairs[:40]) + (f" ... and {len(pairs) - 40} more" if len(pairs) > 40 else ""))
             elif value is not None:
-                shown.append(f"{name:20} {_short(value)}")
+                shown.append(f"{name:{width}} {_short(value)}")
         return [*shown, *map(str, self.findings)]
 
 
