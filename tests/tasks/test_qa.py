@@ -20,6 +20,7 @@ from unmask.tasks.finetune import make_recipe
 from unmask.tasks.kinds import task
 from unmask.tasks.qa import Answerer
 from unmask.tasks.qa_data import Gold, QuestionItem
+from unmask.tasks.qa_training import too_few
 from unmask.tasks.qa_windows import Tokens, best_spans, borders, neighbours, overlapping, read_tokens
 
 SMALL = {"device": "cpu", "precision": "fp32", "batch_size": 16, "max_length": 48, "learning_rate": 1e-2, "hide_prob": 0.0}
@@ -273,10 +274,43 @@ def test_the_threshold_is_cross_fitted(answering, answerer):
     )
 
 
+@pytest.mark.parametrize(
+    ("has", "why"),
+    [
+        ([True] * 40 + [False] * 9, "49 held-out questions, and at least 50 are wanted"),
+        ([True] * 1196 + [False] * 4, "4 of 1,200 held-out questions have no answer, and at least 5 are wanted"),
+        ([True] * 4 + [False] * 56, "4 of 60 held-out questions have one, and at least 5 are wanted"),
+        ([True] * 45 + [False] * 5, None),
+        ([True] * 5 + [False] * 45, None),
+    ],
+)
+def test_when_a_threshold_can_be_found(has, why):
+    assert too_few(has) == why
+
+
+def test_a_threshold_is_not_found_on_a_handful(tiny_bert, questions, tmp_path):
+    train, dev = (tmp_path / f"{name}.jsonl" for name in ("train", "dev"))
+    for path, number in ((train, 40), (dev, 49)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in questions(number, seed=number)), encoding="utf-8")
+    run = unmask.finetune("qa", tiny_bert, train, dev=dev, output=tmp_path / "run", max_steps=2, **SMALL)
+    why = "49 held-out questions, and at least 50 are wanted"
+    settings = json.loads((run.model / "config.json").read_text())["unmask"]
+    assert settings["no_answer_threshold"] == 0.0 and settings["untuned"] == run.metrics["settings"]["untuned"] == why
+    (said,) = [one for one in run.metrics["findings"] if one["code"] == "untuned"]
+    assert said["level"] == "warning" and why in said["text"] and why in (run.folder / "report.html").read_text()
+    found = Answerer.load(run.folder)
+    records = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    assert found.threshold == 0.0 and {bool(record["text"]) for record in records if record["margin"] < 0} == {False}
+    assert "untuned" in unmask.doctor("qa", [str(train)], [str(dev)]).findings.kinds
+    assert "untuned" not in unmask.doctor("qa", [str(train)], [str(train), str(dev)]).findings.kinds  # 89
+
+
 def test_a_model_that_was_never_told_of_no_answer_always_answers(tiny_bert, questions, tmp_path):
     rows = [row for row in questions(40, seed=3) if row["answers"]["text"]]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ConfigError, match="options.best = 'has_answer_f1': every held-out question has an answer"):
+        unmask.finetune("qa", tiny_bert, path, output=tmp_path / "run", max_steps=2, best="has_answer_f1", **SMALL)
     run = unmask.finetune("qa", tiny_bert, path, output=tmp_path / "run", max_steps=2, best="exact_match", **SMALL)
     assert run.metrics["rules"] == "SQuAD v1.1" and run.metrics["best"] == "exact_match" and "no_answer_accuracy" not in run.metrics
     answerer = Answerer.load(run.folder)

@@ -72,9 +72,16 @@ class QaObjective(TaskObjective):
     def settle(cls, train: list[QuestionItem], dev: list[QuestionItem], options: QaOptions, findings: Findings, *, given_dev: bool) -> Spec:
         """Return how answers are looked for; a model that is trained on questions without an answer may say that there is none."""
         check(train, dev, findings)
+        if options.best.startswith("has_answer") and dev and all(item.answers for item in dev):
+            raise ConfigError(f"options.best = {options.best!r}: every held-out question has an answer, so there is but one F1; choose f1")
         settings: dict[str, Any] = {"max_answer_length": options.max_answer_length, "stride": options.stride}
         if not all(item.answers for item in train):
             settings["no_answer_threshold"] = 0.0
+            why = too_few([bool(item.answers) for item in dev]) if dev else None
+            if why is not None:
+                text = f"the odds from which on there is an answer are not tuned: {why}; there is one where it is likelier than none"
+                findings.add("warning", "untuned", text, count=0)
+                settings["untuned"] = why
         return Spec(None, {"id2label": {0: "start", 1: "end"}, "label2id": {"start": 0, "end": 1}}, settings)
 
     @classmethod
@@ -161,10 +168,16 @@ class QaObjective(TaskObjective):
 
     # after training
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the odds from which on a question is answered are found when training has ended."""
+        settings = self.data.spec.settings
+        return settings.get("no_answer_threshold") is not None and "untuned" not in settings
+
     def complete(self, predictor: Predictor) -> dict[str, Any]:
         """Return from which odds on a question is answered, if the model may say that there is no answer."""
         assert isinstance(predictor, Answerer)
-        if predictor.threshold is None or not any(not item.answers for item in self.data.dev):
+        if not self.is_tuned:
             return {}
         return {"no_answer_threshold": self._threshold(self.results(predictor))(np.ones(len(self.data.dev), bool)).item()}
 
@@ -172,7 +185,7 @@ class QaObjective(TaskObjective):
         """Return what the finished model says, to each question with a threshold that its context had no part in."""
         assert isinstance(predictor, Answerer)
         results: list[Answered] = self.results(predictor)
-        if predictor.threshold is None or not any(not item.answers for item in self.data.dev):
+        if not self.is_tuned:
             return results
         fold = tuning.folds([self.split_key(item) for item in self.data.dev])
         cuts = tuning.cross_fitted(self._threshold(results), fold)
@@ -181,6 +194,16 @@ class QaObjective(TaskObjective):
     def _threshold(self, results: list[Answered]) -> Any:
         margins, worth, has = AnswerScores(self.data.dev, results).if_answered()
         return lambda rows: np.array(best_threshold(margins[rows], worth[rows], has[rows])[0])
+
+
+def too_few(has: Sequence[bool]) -> str | None:
+    """Return why no threshold can be found on questions that have an answer or none; None where one can."""
+    if len(has) < tuning.ENOUGH:
+        return f"{len(has):,} held-out questions, and at least {tuning.ENOUGH} are wanted"
+    for count, what in ((len(has) - sum(has), "no answer"), (sum(has), "one")):
+        if count < tuning.FEW:
+            return f"{count} of {len(has):,} held-out questions have {what}, and at least {tuning.FEW} are wanted"
+    return None
 
 
 def token_span(tokens: Tokens, gold: Gold, where: str) -> tuple[int, int]:
