@@ -47,7 +47,7 @@ def test_a_dry_run_says_what_would_be_trained_on(capsys, tiny_bert, data, tmp_pa
     assert report["hide_prob"] == 0.15
     assert any("text in column 'text', label in column 'label'" in finding["text"] for finding in report["findings"])
     code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run")
-    assert code == 0 and "steps_per_epoch" in out and "\nhide_prob            0.15\n" in out
+    assert code == 0 and "steps_per_epoch" in out and "\nhide_prob          0.15\n" in out
     code, out, _ = run(capsys, "finetune", "classify", tiny_bert, "-t", data, "--dry-run", "--json", "-s", "data.hide_prob=0")
     assert json.loads(out)["hide_prob"] == 0
     code, _, err = run(capsys, "finetune", "classify", tiny_bert, "-t", data)
@@ -146,6 +146,11 @@ def test_doctor_says_what_is_wrong(capsys, tmp_path, data, tiny_bert):
     bad.write_text("text,label\none,a\n,b\ntwo,\nthree,b\none,b\n", encoding="utf-8")
     code, out, _ = run(capsys, "doctor", bad, "--task", "classify")
     assert code == 2 and "error: 1 x the text is empty" in out and "bad.csv:3" in out and "error: 1 x there is no label" in out
+    code, _, err = run(capsys, "finetune", "classify", tiny_bert, "--train", bad, "--dry-run")
+    assert code == 2 and "--on-bad drop" in err
+    code, out, err = run(capsys, "finetune", "classify", tiny_bert, "--train", bad, "--dev", data, "--dry-run", "--on-bad", "drop")
+    assert code == 0 and not err and "dropped: 1 x the text is empty" in out and "dropped: 1 x there is no label" in out
+    assert "error" not in out
     code, _, err = run(capsys, "doctor", bad, "--task", "classify", "--max-length", 32)
     assert code == 2 and "max_length = 32 counts tokens: name the model" in err
     code, _, err = run(capsys, "doctor", bad, "--task", "classfy")

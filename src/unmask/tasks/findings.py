@@ -8,14 +8,16 @@ from typing import Any, Literal
 
 from ..errors import DataError
 
-Level = Literal["error", "warning", "note"]
+Level = Literal["error", "dropped", "warning", "note"]
 PLACES = 5  # of a kind that are named
 NAMES = 20  # of labels that are named
 
 
 @dataclass
 class Finding:
-    """One kind of finding. An `error` keeps an example from being used; a `warning` should be looked at; a `note` is for information."""
+    """One kind of finding. An `error` keeps an example from being used, and is `dropped` where that was asked for; a `warning` should be
+    looked at; a `note` is for information.
+    """
 
     level: Level
     code: str
@@ -71,7 +73,10 @@ class Findings:
     def refuse(self, on_bad: str) -> None:
         """Raise DataError where there are errors, unless they are to be dropped (`on_bad` = "drop"): then they are counted, and told."""
         wrong = self.of("error")
-        if wrong and on_bad != "drop":
+        if on_bad == "drop":
+            for kind in wrong:
+                kind.level = "dropped"
+        elif wrong:
             raise DataError(
                 "the data cannot be used as it is:\n"
                 + "\n".join(f"  {kind}" for kind in wrong)

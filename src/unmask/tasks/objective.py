@@ -35,7 +35,7 @@ from .predictor import USUAL, Predictor, Scores
 from .recipe import TaskData, TaskRecipe, by_size
 
 DATA = "data.json"  # in the run's folder: what was trained on, and a hash of it
-TOLD = ("error", "warning")
+TOLD = ("dropped", "warning")
 
 
 @dataclass(frozen=True)
