@@ -184,8 +184,10 @@ def test_folders_without_a_name(tmp_path, monkeypatch):
     for name in ("empty", "here"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    told: list[str] = []
     with pytest.raises(DataError):
-        demo(".", sources=[str(tmp_path / "empty")])
+        demo(".", sources=["../empty", "."], say=told.append)
+    assert told == ["reading ../empty, ."]  # not a list as Python writes it
     with pytest.raises(CheckpointError, match="'/' cannot be the folder of a demo"):
         demo("/", sources=[str(tmp_path / "empty")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "here"]
@@ -202,3 +204,7 @@ def test_no_text(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError):
         collect([str(tmp_path / "empty")], tmp_path / "text.jsonl")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("\n")
+    with pytest.raises(DataError, match=r"there is no text in [^\[]*a\.txt, [^']*b\.txt; name files"):
+        collect([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tmp_path / "text.jsonl")

@@ -60,7 +60,8 @@ def demo(
     if moved is not None:
         say(f"the demo that was in {folder} is now in {moved}")
     text = text_beside(folder)
-    say("collecting the documentation of the installed Python packages" if sources == "python-docs" else f"reading {sources}")
+    docs = sources == "python-docs"
+    say("collecting the documentation of the installed Python packages" if docs else f"reading {named(sources)}")
     count, size = collect(sources, text)
     say(f"{count:,} documents, {size / 1e6:.1f} MB of text")
     mark: dict[str, Any] = {"sources": sources, "minutes": minutes}
@@ -147,6 +148,11 @@ def together(heldout: Path, models: dict[str, Path]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def named(sources: str | Sequence[str]) -> str:
+    """Return the names of sources as they are told."""
+    return sources if isinstance(sources, str) else ", ".join(map(str, sources))
+
+
 def text_beside(folder: Path) -> Path:
     """Return where the text of a demo lies until its folder is there."""
     return folder.with_name(f"{folder.name}.{TEXT}")
@@ -183,5 +189,5 @@ def collect(sources: str | Sequence[str], path: Path) -> tuple[int, int]:
             count += 1
             size += len(document.text.encode("utf-8"))
         if not count:
-            raise DataError(f"there is no text in {sources}; name files: unmask demo --data FILES")
+            raise DataError(f"there is no text in {named(sources)}; name files: unmask demo --data FILES")
     return count, size
