@@ -1,4 +1,4 @@
-"""Turn one bit of a file that a run has left, and use what is left: it must be found, or change nothing. Part of faults.py."""
+"""Turn one bit of a file that a run or evaluation left, and use what is left: it must be found, or change nothing. Part of faults.py."""
 
 from __future__ import annotations
 
@@ -56,6 +56,22 @@ def shown(run: Path) -> dict:
     return {}
 
 
+def page_of(results: Path) -> dict:
+    """Make the report of an evaluation or a comparison, and return what it shows."""
+    from unmask.evaluate.report import write
+
+    return {"page": hashlib.sha256(write(results).read_bytes()).hexdigest()}
+
+
+def measured_again(results: Path) -> dict:
+    """Read the records in a folder, and those of two models in one, and return their numbers."""
+    from unmask.evaluate.metrics import metrics
+    from unmask.evaluate.records import Records
+
+    sides = [results] if (results / "records.arrow").exists() else [results / "a", results / "b"]
+    return {side.name: repr(metrics(Records(side), resamples=20)) for side in sides}
+
+
 def watched(run: Path) -> dict:
     """Say how a run stands."""
     import unmask
@@ -98,6 +114,12 @@ def read_back(corpus: Path) -> dict:
 def over(case: Case, work: Path, name: str) -> Path:
     """Return what an undisturbed command leaves."""
     undisturbed(case.first(work / name), work / f"{name}.txt")
+    return work / name
+
+
+def results_of(work: Path, name: str, args: list[str]) -> Path:
+    """Return the folder of results that a command leaves."""
+    undisturbed([*args, "--resamples", "20", "-o", str(work / name)], work / f"{name}.txt")
     return work / name
 
 
@@ -147,11 +169,27 @@ def try_out(use: Callable[[Path], dict], folder: Path, name: str, spots: list[tu
             signal.alarm(0)
 
 
-def turned(work: Path, flips: int, seed: int, until: float) -> dict:
-    """Turn so many bits of every file (one of each byte of a short one) that a run leaves, and return what became of it."""
-    known, record = cases(work, seed), work / "bits.jsonl"  # what was done before is not done again
-    results = dict(json.loads(line) for line in record.read_text().splitlines()) if record.exists() else {}
-    runs: dict[str, tuple[Callable[[], Path], str, Callable[[Path], dict]]] = {  # what is used, what is damaged of it, and how it is used
+Use = tuple[Callable[[], Path], str, Callable[[Path], dict]]  # what is used, what is damaged of it, and how it is used
+
+
+def uses(work: Path, seed: int) -> dict[str, Use]:
+    """Return by name what is used of what runs and evaluations leave."""
+    known = cases(work, seed)
+    base, text, labelled = str(work / "base" / "model"), str(work / "text.txt"), str(work / "labelled.jsonl")
+
+    def evaluated() -> Path:
+        return results_of(work, "evaluated", ["evaluate", base, "--data", text, "--predictions"])
+
+    def compared() -> Path:
+        args = known["pretrain"].first(work / "early")  # of one step: the two must be right at different places
+        args[args.index("--steps") + 1] = "1"
+        undisturbed(args, work / "early.txt")
+        return results_of(work, "compared", ["compare", base, str(work / "early" / "model"), "--data", text])
+
+    def scored() -> Path:
+        return results_of(work, "scored", ["evaluate", str(over(known["finetune"], work, "tuned") / "model"), "--data", labelled])
+
+    return {
         "pretrain": (lambda: halfway(known["raw"], work), "", resumed),
         "finetune": (lambda: halfway(known["finetune"], work), "", resumed),
         "model": (lambda: work / "base", "model", loaded),
@@ -162,8 +200,19 @@ def turned(work: Path, flips: int, seed: int, until: float) -> dict:
         "finished run, reported": (lambda: work / "base", "", shown),
         "finished task, reported": (lambda: over(known["finetune"], work, "tuned"), "", shown),
         "finished run, watched": (lambda: work / "base", "", watched),
+        "evaluation, measured again": (evaluated, "", measured_again),
+        "evaluation, reported": (evaluated, "", page_of),
+        "comparison, measured again": (compared, "", measured_again),
+        "comparison, reported": (compared, "", page_of),
+        "task, reported": (scored, "", page_of),
     }
-    for use, (make, part, function) in runs.items():
+
+
+def turned(work: Path, flips: int, seed: int, until: float) -> dict:
+    """Turn so many bits of every file (one of each byte of a short one) that runs and evaluations leave, and return what became of it."""
+    record = work / "bits.jsonl"  # what was done before is not done again
+    results = dict(json.loads(line) for line in record.read_text().splitlines()) if record.exists() else {}
+    for use, (make, part, function) in uses(work, seed).items():
         folder = make()
         inner = folder / part
         for path in sorted(path for path in inner.rglob("*") if path.is_file() and path.stat().st_size):

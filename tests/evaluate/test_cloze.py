@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from unmask.cli import main
+from unmask.data.manifest import check_manifest
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.evaluate.cloze import cloze, facts
 from unmask.evaluate.items import numbers, sliced
@@ -62,6 +63,12 @@ def test_precision_by_hand(tiny_bert, tmp_path, filled):
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["rank"] for line in lines] == expected.tolist() and lines == json.loads(json.dumps(found.predictions))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == json.loads(json.dumps(found.metrics))
+    (tmp_path / "out" / "predictions.jsonl").write_text("{}\n")
+    with pytest.raises(CheckpointError, match=r"predictions.jsonl has 3 bytes instead of \d+"):
+        check_manifest(tmp_path / "out")
+    cloze(tiny_bert, file, resamples=0, output=tmp_path / "out", device="cpu")  # the results of a test are written over
+    check_manifest(tmp_path / "out")
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == len(lines)
 
 
 def test_several_answers_and_candidates(tiny_bert, tmp_path, filled):

@@ -347,7 +347,7 @@ def test_the_command(dot, other, cased, text, tmp_path, capsys):
     assert dispatch(["compare", str(dot), str(other), "--data", str(text), "-o", str(output), "--resamples", "50", "--show", "2"]) == 0
     said = capsys.readouterr().out
     assert "masked_loss by frequency" in said and "\nbetter: masked_loss of B minus that of A" in said and "McNemar" in said
-    assert {file.name for file in output.iterdir()} == {"a", "b", "metrics.json", "flips.jsonl", "report.html"}
+    assert {file.name for file in output.iterdir()} == {"a", "b", "manifest.json", "metrics.json", "flips.jsonl", "report.html"}
     written = json.loads((output / "metrics.json").read_text())
     assert written["verdict"] == "better" and written["kind"] == "comparison"
     assert len((output / "flips.jsonl").read_text().splitlines()) == sum(written["num_flips"].values())

@@ -213,12 +213,31 @@ def test_records_are_views_of_a_file(tmp_path):
     assert not records.label.flags.owndata and not records.label.flags.writeable
     kept = records.save(tmp_path / "kept")
     assert kept.info == records.info and kept.label.tolist() == [3, 4] and kept.document_id(1) == "d1"
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["documents.arrow", "records.arrow"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["documents.arrow", "manifest.json", "records.arrow"]
     with pytest.raises(DataError, match="there are no records"):
         Records(tmp_path)
     (tmp_path / "kept" / "records.arrow").write_bytes(b"ARROW1 and no more")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=r"is damaged: records.arrow has 18 bytes instead of \d+; evaluate or compare again \(if"):
         Records(tmp_path / "kept")
+    (tmp_path / "kept" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"records.arrow' is damaged \(.*\); evaluate or compare again"):
+        Records(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("name", ["records.arrow", "documents.arrow"])
+def test_a_bit_that_has_turned_in_records_is_found(tmp_path, name):
+    make(tmp_path, document=[0, 1], label=[3, 4], log_prob=[-0.5, -1.5])
+    data = (tmp_path / name).read_bytes()
+    for place in range(0, len(data), 97):
+        (tmp_path / name).write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(DataError, match=f"the content of {name} has changed since it was written"):
+            Records(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    assert Records(tmp_path).log_prob.tolist() == [-0.5, -1.5]
+    make(tmp_path, document=[0], label=[7])  # written over, the manifest too
+    assert Records(tmp_path).label.tolist() == [7]
+    (tmp_path / "manifest.json").unlink()  # of records from before there was one, nothing is known
+    assert Records(tmp_path).label.tolist() == [7]
 
 
 def test_records_without_a_folder_go_when_they_are_forgotten():

@@ -11,8 +11,9 @@ import pytest
 
 import unmask
 from unmask.cli import dispatch
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, DataError
 from unmask.evaluate.heat import heat_map, running_text
+from unmask.evaluate.records import Records
 from unmask.evaluate.report import write
 from unmask.evaluate.text import open_text
 from unmask.evaluate.worst import MIN_MASKED, worst_sentences
@@ -73,6 +74,7 @@ def comparison(tiny_bert, text):
         {**flip, "kind": "wrong_to_right", "token": "mine"}
     ]
     (folder / "flips.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in flips))
+    (folder / "manifest.json").unlink()  # it was changed on purpose
     return folder
 
 
@@ -201,6 +203,34 @@ def test_tokens_of_any_kind_as_running_text(tokens, text):
     assert (
         "".join(("" if close or not place else " ") + token for place, (token, close) in enumerate(zip(shown, joined, strict=True))) == text
     )
+
+
+def test_a_bit_that_has_turned_in_what_a_page_is_made_of_is_found(tiny_bert, text, evaluation, tmp_path):
+    other = unmask.load_model(tiny_bert)
+    other.get_input_embeddings().weight.data[:100] *= 3
+    other.save_pretrained(tmp_path / "other")
+    unmask.load_tokenizer(tiny_bert).save_pretrained(tmp_path / "other")
+    unmask.compare(tiny_bert, tmp_path / "other", text, resamples=20, output=tmp_path / "compared")
+    for folder, names in ((evaluation, ("metrics.json", "worst.jsonl")), (tmp_path / "compared", ("metrics.json", "flips.jsonl"))):
+        page = write(folder).read_bytes()
+        for name in names:
+            copy = tmp_path / "copy" / folder.name
+            shutil.copytree(folder, copy)
+            data = bytearray((folder / name).read_bytes())
+            place = next(place for place, byte in enumerate(data) if chr(byte).isdigit())
+            data[place] ^= 1  # another digit: no reader of JSON could tell
+            (copy / name).write_bytes(data)
+            with pytest.raises(CheckpointError, match=f"'.*' is damaged: the content of {name} has changed.*; evaluate or compare again"):
+                write(copy)
+            (copy / "manifest.json").unlink()  # of one from before there was a manifest, or that was changed on purpose
+            assert write(copy).is_file()
+            shutil.rmtree(copy)
+        assert write(folder).read_bytes() == page
+    for side in (tmp_path / "compared" / "a", tmp_path / "compared" / "b"):
+        data = (side / "records.arrow").read_bytes()
+        (side / "records.arrow").write_bytes(data[:-2000] + bytes([data[-2000] ^ 1]) + data[-1999:])
+        with pytest.raises(DataError, match="the content of records.arrow has changed.*; evaluate or compare again"):
+            Records(side)
 
 
 def test_a_folder_that_holds_nothing(tmp_path):

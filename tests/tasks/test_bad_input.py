@@ -7,7 +7,8 @@ import json
 import pytest
 
 import unmask
-from unmask.errors import ConfigError, DataError
+from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.evaluate.report import write as write_report
 from unmask.tasks.classify_data import read_items
 from unmask.tasks.recipe import TaskData
 
@@ -56,6 +57,19 @@ def test_one_class_alone_is_measured_as_far_as_it_can_be(classifier, tmp_path):
     assert unmask.evaluate(classifier.folder, path).metrics["accuracy"]["low"] is None
     with pytest.raises(ConfigError, match="resamples = 1000001; allowed: 0"):
         unmask.evaluate_task(classifier.folder, path, resamples=1_000_001)
+
+
+def test_results_that_have_changed_since_are_found_and_made_again(classifier, tmp_path):
+    path = write(tmp_path / "a.csv", "text,label\nThe judge meets,law\nThe lawyer meets,law\n")
+    for name in ("metrics.json", "predictions.jsonl"):
+        unmask.evaluate(classifier.folder, path, output=tmp_path / "out")  # over what was damaged, too
+        write_report(tmp_path / "out")
+        data = (tmp_path / "out" / name).read_bytes()
+        place = data.index(b"0.") + 2
+        (tmp_path / "out" / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=f"the content of {name} has changed.*; evaluate or compare again"):
+            write_report(tmp_path / "out")
+    assert "manifest.json" not in {path.name for path in classifier.folder.iterdir()}  # of a run, whose files go on changing
 
 
 def test_nothing_held_out_is_said(tiny_bert, tmp_path):

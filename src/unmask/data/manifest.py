@@ -26,11 +26,16 @@ def write_manifest(folder: Path, *, only: Collection[str] = ("*",)) -> None:
 
 
 def check_manifest(
-    folder: Path, *, only: Collection[str] = ("*",), leave_out: Collection[str] = (), error: Error = CheckpointError
+    folder: Path,
+    *,
+    only: Collection[str] = ("*",),
+    leave_out: Collection[str] = (),
+    error: Error = CheckpointError,
+    mend: str = "take another copy of it, or make it again",
 ) -> None:
     """Check that the files that a folder's manifest names are as they were, those like `only` but not like `leave_out`.
 
-    Without a manifest, or with somebody else's of that name, nothing is known.
+    Without a manifest, or with somebody else's of that name, nothing is known. `mend` is what the error says to do.
     Raises: `error` that says which file is missing or has changed.
     """
     if not (folder / MANIFEST).is_file():
@@ -40,8 +45,7 @@ def check_manifest(
         compare(folder, {name: entry for name, entry in found.items() if is_like(name, only) and not is_like(name, leave_out)})
     except (OSError, ValueError) as reason:  # ValueError: every error of ours is one
         raise error(
-            f"'{folder}' is damaged: {reason}; take another copy of it, or make it again (if you changed it on purpose, delete "
-            f"'{folder / MANIFEST}': then nothing is checked)"
+            f"'{folder}' is damaged: {reason}; {mend} (if you changed it on purpose, delete '{folder / MANIFEST}': then nothing is checked)"
         ) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.frozen import EVAL_SEED
+from ..data.manifest import MANIFEST, write_manifest
 from ..data.tokenizer import tokenizer_hash
 from ..data.whole import alone
 from ..errors import CheckpointError, ConfigError
@@ -94,11 +95,12 @@ class Comparison:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write metrics.json, flips.jsonl and report.html into a folder, and return the path of the report."""
+        """Write metrics.json, flips.jsonl, their manifest and report.html into a folder, and return the path of the report."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_lines(folder / FLIPS, (json.dumps(flip, ensure_ascii=False) + "\n" for flip in self.flips()))
         write_lines(folder / METRICS, [json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
+        write_manifest(folder, only=(FLIPS, METRICS))
         return write_report(folder)
 
 
@@ -150,7 +152,7 @@ def compare(
     options = {"seed": seed, "max_length": max_length, "slice_by": slice_by, "resamples": resamples, **reading}
     with alone(folder) if folder is not None else contextlib.nullcontext():
         if folder is not None:
-            for stale in (METRICS, FLIPS, REPORT):  # one that ends early must not leave those of another
+            for stale in (MANIFEST, METRICS, FLIPS, REPORT):  # one that ends early must not leave those of another
                 (folder / stale).unlink(missing_ok=True)
         if same:
             folders = (None, None) if folder is None else (folder / "a", folder / "b")

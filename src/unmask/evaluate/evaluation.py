@@ -14,6 +14,7 @@ import numpy as np
 from ..box import or_box
 from ..config import read_toml
 from ..data.frozen import EVAL_SEED, POLICIES
+from ..data.manifest import write_manifest
 from ..data.over import Place
 from ..data.store import TokenStore
 from ..data.tokenizer import load_tokenizer, tokenizer_hash
@@ -22,7 +23,7 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..infer.load import spread
 from ..tasks.kinds import task_of
 from .metrics import metrics as metrics_of
-from .records import ACTIONS, Records
+from .records import ACTIONS, DOCUMENTS, RECORDS, Records
 from .report import REPORT
 from .report import write as write_report
 from .stats import RESAMPLES, check_resamples
@@ -80,8 +81,8 @@ def evaluate(
     in training) or "mask" (the mask token alone): their numbers do not compare. On the corpus of the run that made the model, `max_length`
     and `max_tokens` are the run's.
     `frequencies` names the store whose token frequencies the slices go by (a packed corpus: its training text); by default the text's own.
-    `output` is a folder for metrics.json, the records, report.html and, with `predictions`, predictions.jsonl. `on` is a Cluster that runs
-    the model. The rest goes to `read`.
+    `output` is a folder for metrics.json, the records, report.html and, with `predictions`, predictions.jsonl; by its manifest a change is
+    seen when they are read again. `on` is a Cluster that runs the model. The rest goes to `read`.
     Raises: DataError, ConfigError, CheckpointError, TokenizerError, StoreError.
     """
     from .masked import measure  # torch
@@ -132,6 +133,7 @@ def evaluate(
             if predictions:
                 write(folder / PREDICTIONS, predicted(records, tokenizer))
             keep_worst(records, text, folder)
+            write_manifest(folder, only=(RECORDS, DOCUMENTS, METRICS, PREDICTIONS, WORST))
             write_report(folder)
         return Evaluation(found, records)
 
@@ -226,7 +228,7 @@ def check_output(output: str | Path | None) -> Path | None:
     Raises: CheckpointError.
     """
     # a killed one has left parts
-    return output_folder(output, "an evaluation", lambda names: "records.arrow" in names or all(name.endswith(".part") for name in names))
+    return output_folder(output, "an evaluation", lambda names: RECORDS in names or all(name.endswith(".part") for name in names))
 
 
 def output_folder(output: str | Path | None, what: str, is_own: Callable[[set[str]], bool]) -> Path | None:

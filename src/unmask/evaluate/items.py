@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.manifest import MANIFEST, write_manifest
 from ..train.runlog import finite as all_finite
 from .evaluation import METRICS, PREDICTIONS, output_folder, write
 from .stats import LEVEL, check_resamples, finite, interval, weights
@@ -33,7 +34,12 @@ class Outcome:
         return self.metrics[name]["value"] if isinstance(self.metrics[name], dict) and "value" in self.metrics[name] else self.metrics[name]
 
     def save(self, folder: Path) -> None:
-        """Write metrics.json and predictions.jsonl."""
+        """Write metrics.json and predictions.jsonl, and last a manifest of both."""
+        self.write(folder)
+        write_manifest(folder, only=(METRICS, PREDICTIONS))
+
+    def write(self, folder: Path) -> None:
+        """Write metrics.json and predictions.jsonl alone: among the files of a run, which go on changing."""
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / PREDICTIONS, (json.dumps(all_finite(line), ensure_ascii=False) + "\n" for line in self.predictions))
         write(folder / METRICS, [json.dumps(all_finite(self.metrics), indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
@@ -45,7 +51,7 @@ def check_output(output: str | Path | None, resamples: int) -> Path | None:
     Raises: CheckpointError; ConfigError for a number of resamples that cannot be.
     """
     check_resamples(resamples)
-    return output_folder(output, "the results of a test", lambda names: names <= {METRICS, PREDICTIONS})
+    return output_folder(output, "the results of a test", lambda names: names <= {METRICS, PREDICTIONS, MANIFEST})
 
 
 def numbers(ratios: Ratios, *, resamples: int, seed: int) -> dict[str, Any]:

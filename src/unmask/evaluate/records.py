@@ -2,7 +2,8 @@
 
 A Records is a folder of two Arrow IPC files, each of one record batch, so that a column is one numpy view of the file: `records.arrow`
 has a row for each masked token, in the order of (document, view, position); `documents.arrow` a row for each document, in the order of the
-hash of its content. Nothing here depends on the order in which documents came, on the batch size or on the number of processes.
+hash of its content. A manifest beside them, written last, says what they held. Nothing here depends on the order in which documents came,
+on the batch size or on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.frozen import fingerprint
+from ..data.manifest import check_manifest, write_manifest
 from ..errors import DataError
 
 RECORDS, DOCUMENTS = "records.arrow", "documents.arrow"
+AGAIN = "evaluate or compare again"  # what mends a folder of results
 ACTIONS = ("mask", "random", "keep")  # what stood in a masked token's place: the numbers of the column `action`
 
 # of a masked token
@@ -60,6 +63,7 @@ class Records:
     """Masked tokens with what a model made of them; a column is an attribute: `records.log_prob`, a read-only numpy view, (N,).
 
     `info` says how they were made: model, policy, views, seed, max_length, masks_fingerprint, ... `documents` is an Arrow table.
+    Raises: DataError for a folder that holds none, or whose files are not as they were written.
     """
 
     document: np.ndarray
@@ -78,6 +82,7 @@ class Records:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        check_manifest(self.folder, only=(RECORDS, DOCUMENTS), error=DataError, mend=AGAIN)
         table, self.documents = _open(self.folder / RECORDS), _open(self.folder / DOCUMENTS)
         self.info: dict[str, Any] = json.loads((self.documents.schema.metadata or {}).get(b"info", b"{}"))
         for name, kind in COLUMNS.items():
@@ -116,11 +121,12 @@ class Records:
             yield slice(start, min(start + rows, len(self)))
 
     def save(self, folder: str | Path) -> Records:
-        """Copy the two files into a folder, and return the records there."""
+        """Copy the two files into a folder, with a manifest, and return the records there."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (RECORDS, DOCUMENTS):
             shutil.copyfile(self.folder / name, folder / name)
+        write_manifest(folder, only=(RECORDS, DOCUMENTS))
         return Records(folder)
 
     @classmethod
@@ -156,7 +162,7 @@ def _open(path: Path) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' is damaged ({error}); measure again") from None
+        raise DataError(f"'{path}' is damaged ({error}); {AGAIN}") from None
 
 
 class RecordsWriter:
@@ -201,6 +207,8 @@ class RecordsWriter:
         with pa.OSFile(str(self.folder / DOCUMENTS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         self._clear()
+        if not self.temporary:
+            write_manifest(self.folder, only=(RECORDS, DOCUMENTS))
         records = Records(self.folder)
         if self.temporary:
             weakref.finalize(records, shutil.rmtree, self.folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.manifest import MANIFEST
 from ..data.over import Place
 from ..data.whole import write_text
 from ..errors import ConfigError
@@ -25,6 +26,7 @@ from ..train.runlog import finite
 from ..train.session import Run
 from .evaluation import METRICS, PREDICTIONS, output_folder
 from .items import Outcome, names
+from .report import REPORT
 from .report import write as write_report
 from .stats import LEVEL, RESAMPLES, check_resamples, no_interval, units, weights, with_interval
 
@@ -53,7 +55,7 @@ def evaluate_task(
     if name is None:
         raise ConfigError(without_task(model))
     check_resamples(resamples)
-    folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, "report.html"})
+    folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, MANIFEST, REPORT})
     kind = task(name)
     how: dict[str, Any] = {"precision": precision, "max_length": max_length, "max_tokens": batch_tokens}
     predictor = kind.predictor_type.load(model, device=device, on=on, **how)
@@ -109,7 +111,7 @@ def after(run: Run, objective: TaskObjective) -> Run:
         final = objective.final
         found = evaluation(final.predictor, final.items, final.results, final.scores, objective.data.findings, resamples=RESAMPLES, seed=0)
         metrics = {**found.metrics, "best": name, "higher_is_better": higher, "training": training}
-        replace(found, metrics=metrics).save(run.folder)
+        replace(found, metrics=metrics).write(run.folder)
         card = run.folder / "model" / "README.md"
         write_text(card, with_section(card.read_text(encoding="utf-8"), RESULTS, results_section(metrics)))
     write_report(run.folder)
