@@ -23,8 +23,9 @@ from ..model.heads import forward_packed
 from ..model.load import Head, check_fit, check_folder, load_model, max_positions, position_offset
 from ..model.memory import tune_allocator
 from ..model.new_head import with_new_head
-from ..train import lora
+from ..train import lora, row_gradients
 from ..train.compiling import encoder_layers
+from ..train.distributed import launched
 from ..train.objective import Objective
 from ..train.precision import choose
 from ..train.setup import MICRO_TOKENS, find_device
@@ -160,6 +161,8 @@ class TaskObjective(Objective):
             train=dataclasses.replace(recipe.train, precision=self.precision.name),
         )
         self.model.to(self.device)  # type: ignore[arg-type]
+        if launched()[1] == 1:  # several processes add up whole gradients
+            row_gradients.enable(self.model)
         self.predictor = self.predictor_type(self.model, self.tokenizer, precision=self.precision.name)
         self.loader = ExampleLoader(
             self.labelled(self.data.train), seed=recipe.train.seed, batch_size=recipe.data.batch_size,

@@ -18,6 +18,7 @@ from ..errors import ConfigError, RunError
 from .distributed import World
 from .guard import PATIENCE, Diverged, Guard
 from .optim import OptimConfig, schedule
+from .row_gradients import RowGradients
 from .sharded import whole
 
 DEFAULT_EPOCHS = 3.0  # where no budget is given
@@ -144,6 +145,7 @@ def train(
     """
     world = world or World()
     parameters = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
+    gradients = RowGradients(parameters)
     begin = time.perf_counter() - state.seconds
     state.model.train()
     while state.progress(config.train) < 1:
@@ -159,15 +161,15 @@ def train(
         fault = state.guard.before(state.step + 1)
         if fault is None:
             total = accumulate(state, micro_batches, step_loss, num_labels, world)
-            norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            norm = whole(torch.nn.utils.get_total_norm(gradients.tensors()))
             loss, grad_norm = torch.stack([total, norm]).tolist()
             fault = state.guard.after(loss, grad_norm, config.train.spike_score)
         if fault is None:
             if config.optim.max_grad_norm:
-                torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.max_grad_norm, norm)
+                gradients.clip(grad_norm, config.optim.max_grad_norm)
+            gradients.spread()
             world.step(state.optimizers)
-        for parameter in parameters:
-            parameter.grad = None
+        gradients.clear()
 
         state.step += 1
         state.tokens += int(num_tokens)
