@@ -81,7 +81,7 @@ def main(mode: str, tokens: str, tokenizer_folder: str, settings: str, work: str
 
     def step_loss(model, batch):
         with precision.autocast():
-            logits = forward_packed(model, batch)
+            logits = forward_packed(model, batch, spare=True)
         return masked_loss_sum(logits, batch.labels)
 
     turn = {"until": 0.0, "started": 0.0, "tokens": 0, "step": 0, "waited": 0.0}

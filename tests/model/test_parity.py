@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from unmask.data.batch import PackedBatch
+from unmask.data.sizes import rounded
 from unmask.model import attention as packed
 from unmask.model import tail
 from unmask.model.attention import enable_packing, is_packed, supports_packing
@@ -99,6 +100,31 @@ def test_packed_equals_padded(architecture, small_model):
     loss(want, batch).backward()
     loss(got, batch).backward()
     assert_same_gradients(ours, stock, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", [0, 1000])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_short_and_long_segments_are_the_same_either_way(short, precision, small_model, monkeypatch):
+    monkeypatch.setattr(packed, "SHORT", short)
+    stock, ours = pair(small_model, "bert")
+    texts = documents()
+    batch = pack(ours, texts)
+    want = plain(stock, texts)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        got = forward_packed(ours, batch)
+    scale = max(1.0, float(want.detach().abs().max()))
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=scale * (1e-5 if precision == "fp32" else 3e-2))
+    loss(want, batch).backward()
+    loss(got, batch).backward()
+    assert_same_gradients(ours, stock, atol=1e-5 if precision == "fp32" else 1e-2)
+
+
+def test_rows_to_spare_come_last(small_model):
+    _, ours = pair(small_model, "bert")
+    batch = pack(ours, documents())
+    got, more = forward_packed(ours, batch), forward_packed(ours, batch, spare=True)
+    assert len(got) == len(batch.label_positions) < len(more) == rounded(len(got))
+    assert torch.equal(more[: len(got)], got)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "eurobert"])

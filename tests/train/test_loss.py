@@ -48,3 +48,12 @@ def test_a_second_backward_pass_is_refused(pair):
     value.backward(retain_graph=True)
     with pytest.raises(AttributeError):
         value.backward()
+
+
+def test_rows_after_the_labelled_ones_count_for_nothing(pair):
+    logits, labels = pair[0].clone().requires_grad_(), pair[1]
+    more = torch.cat([pair[0], torch.full((3, logits.shape[1]), 7.0, dtype=logits.dtype)]).requires_grad_()
+    one, other = masked_loss_sum(logits, labels), masked_loss_sum(more, labels)
+    one.backward()
+    other.backward()
+    assert torch.equal(one, other) and torch.equal(more.grad[: len(labels)], logits.grad) and not more.grad[len(labels) :].any()

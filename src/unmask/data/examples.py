@@ -14,11 +14,10 @@ import numpy as np
 from ..errors import DataError
 from ..rng import rng, uniforms
 from .plan import deal
+from .sizes import rounded
 
 if TYPE_CHECKING:
     from .batch import PackedBatch
-
-ROUND = 16  # a pack is filled up to a multiple of so many tokens: kernels are made once a shape; of 600 tokens more cost more than these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +125,14 @@ class ExampleLoader:
         return [*parts, segments[first:]]
 
     def pack(self, segments: np.ndarray, epoch: int = 0) -> PackedBatch:
-        """Return segments as one pack, their examples' numbers in `documents`, filled up to a multiple of 16 tokens."""
+        """Return segments as one pack, their examples' numbers in `documents`, filled up to one of few sizes."""
         import torch
 
         from .batch import PackedBatch
 
         examples, lengths = self.examples, self._lengths[segments]
         used, longest = int(lengths.sum()), int(lengths.max())
-        room = -used % ROUND
+        room = rounded(used) - used
         # the filling is no longer a segment than the others are: the model has positions for those
         filling = np.full(-(-room // longest), longest, dtype=np.int64)
         filling[-1:] = room - longest * (len(filling) - 1)

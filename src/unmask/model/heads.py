@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..data.batch import PackedBatch
+from ..data.sizes import rounded
 from .attention import Segments, is_packed
 from .sharing import share_first_layer
 
@@ -113,8 +114,8 @@ def _body_gives(body: nn.Module, change: Any) -> Iterator[None]:
         handle.remove()
 
 
-def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Return what a model's head says at the label positions of a batch, (N, V), in their order.
+def forward_packed(model: PreTrainedModel, batch: PackedBatch, *, spare: bool = False) -> Tensor:
+    """Return what a model's head says at the label positions of a batch, (N, V), in their order; with `spare`, rows may follow those.
 
     V is the vocabulary, or the labels of a head that classifies, or 2 for the start and the end of an answer. A head that classifies
     whole texts says one thing of the segment that a position lies in: the position is that of the first token.
@@ -123,14 +124,18 @@ def forward_packed(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     if not runs_packed(model, batch.input_ids.device.type):
         return _forward_padded(model, batch)
     kind = pooling(model)
-    segments = Segments(batch.cu_seqlens, batch.max_seqlen, None if kind == "mean" else batch.label_positions)
+    rows = batch.label_positions
+    if kind == "tokens" and rows.device.type == "cpu" and 0 < len(rows) != len(batch.cu_seqlens) - 1:
+        rows = torch.cat([rows, rows[-1:].expand(rounded(len(rows)) - len(rows))])
+    segments = Segments(batch.cu_seqlens, batch.max_seqlen, None if kind == "mean" else rows)
     # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
     no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
     types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
-    seen = only_rows(model, batch.label_positions, segments) if kind == "tokens" else one_row_a_text(model, batch, segments)
+    seen = only_rows(model, rows, segments) if kind == "tokens" else one_row_a_text(model, batch, segments)
     with seen, share_first_layer(model, batch):
         output = model(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=no_mask, segments=segments, **types)
-    return _logits(output)
+    logits = _logits(output)
+    return logits if spare else logits[: len(batch.label_positions)]
 
 
 def _logits(output: Any) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.batch import PackedBatch
+from ..data.sizes import rounded
 from .tail import layers_of
 
 WORTH_IT = 0.5  # of the tokens may be different at most: sorting them and copying back cost something too
@@ -46,6 +47,7 @@ def share_first_layer(model: PreTrainedModel, batch: PackedBatch) -> Iterator[No
     if len(first) > WORTH_IT * len(inverse):
         yield
         return
+    first = np.append(first, np.zeros(rounded(len(first)) - len(first), first.dtype))  # some are made that nobody reads: see sizes.py
     rows, back = torch.from_numpy(first), torch.from_numpy(inverse)
 
     def once(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

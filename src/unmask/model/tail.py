@@ -39,16 +39,18 @@ def _lone_queries(attention: Any, hidden: Tensor, rows: Tensor, segments: Segmen
     if runs is None:
         return None
     heads, size = attention.num_attention_heads, attention.attention_head_size
-    query = attention.query(hidden[0].index_select(0, rows)).view(-1, heads, size)
-    asked = torch.bmm(query.transpose(0, 1), attention.key.weight.view(heads, size, -1)).transpose(0, 1)
-    seen, segment = [], 0
-    for start, count, length in runs:
-        tokens = hidden[0, start : start + count * length].view(count, length, -1)
-        scores = torch.bmm(asked[segment : segment + count], tokens.transpose(1, 2)) * size**-0.5
-        seen.append(torch.bmm(torch.softmax(scores, -1), tokens))
-        segment += count
-    values = torch.bmm(torch.cat(seen).transpose(0, 1), attention.value.weight.view(heads, size, -1).transpose(1, 2))
-    return (values.transpose(0, 1).reshape(segment, -1) + attention.value.bias)[None]
+    query = attention.query(hidden[0].index_select(0, rows)).float().view(-1, heads, size)
+    with torch.autocast("cpu", enabled=False):  # in bf16 a kernel is compiled for every new shape, and runs have many
+        key, value = (part.weight.float().view(heads, size, -1) for part in (attention.key, attention.value))
+        asked = torch.bmm(query.transpose(0, 1), key).transpose(0, 1)
+        seen, segment = [], 0
+        for start, count, length in runs:
+            tokens = hidden[0, start : start + count * length].float().view(count, length, -1)
+            scores = torch.bmm(asked[segment : segment + count], tokens.transpose(1, 2)) * size**-0.5
+            seen.append(torch.bmm(torch.softmax(scores, -1), tokens))
+            segment += count
+        values = torch.bmm(torch.cat(seen).transpose(0, 1), value.transpose(1, 2))
+        return (values.transpose(0, 1).reshape(segment, -1) + attention.value.bias)[None].to(hidden.dtype)
 
 
 def _modernbert(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:

@@ -20,14 +20,16 @@ class _CrossEntropySum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
         wants_grad = ctx.needs_input_grad[0]
         grad = torch.empty_like(logits) if wants_grad else None
-        for start in range(0, logits.shape[0], rows):
+        for start in range(0, len(labels), rows):
             target = labels[start : start + rows, None]
-            log_probs = torch.log_softmax(logits[start : start + rows], -1, dtype=torch.float32)
+            log_probs = torch.log_softmax(logits[start : start + len(target)], -1, dtype=torch.float32)
             total -= log_probs.gather(1, target).sum()
             if grad is not None:
                 probs = log_probs.exp_()
                 probs.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=probs.dtype))
-                grad[start : start + rows] = probs
+                grad[start : start + len(target)] = probs
+        if grad is not None:
+            grad[len(labels) :] = 0
         ctx.grad = grad
         return total
 
@@ -42,6 +44,6 @@ def masked_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of the labelled tokens, summed (not averaged) in fp32.
 
     The caller divides once, by the number of labels of the whole step, so that how a step is cut into micro-batches changes nothing.
-    Shapes: logits (N, V) of any floating type; labels (N,) int64; returns () fp32, in nats.
+    Shapes: logits (N or more, V) of any floating type, rows after the N-th count for nothing; labels (N,) int64; returns () fp32, in nats.
     """
     return _CrossEntropySum.apply(logits, labels)  # type: ignore[no-any-return]

@@ -41,7 +41,7 @@ class MaskedLanguageModel(Objective):
         """Return the summed loss of a micro-batch as the loop wants it."""
         batch = batch.to(self.device)
         with self.precision.autocast():
-            logits = forward_packed(model, batch)
+            logits = forward_packed(model, batch, spare=True)
         return masked_loss_sum(logits, batch.labels)
 
     def probability_of(self, step: int, state: TrainState) -> float | None:

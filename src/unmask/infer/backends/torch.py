@@ -9,10 +9,12 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...data.batch import PackedBatch
+from ...data.sizes import rounded
 from ...model.heads import forward_packed, runs_packed
 from ...model.linear import LaidOut
 from ...model.load import max_positions, position_offset
@@ -55,26 +57,34 @@ class TorchBackend(Backend):
     def forward(self, batch: Pack) -> Tensor:
         """Return the fp32 logits at the label positions of a pack. Shapes: (N, V)."""
         with self.precision.autocast(), self.laid_out.used() if self.laid_out else contextlib.nullcontext():
-            return forward_packed(self.model, self._batch(batch).to(self.device)).float()
+            filled = self._batch(batch)
+            return forward_packed(self.model, filled.to(self.device))[: len(batch.label_positions)].float()
 
     def labels(self, batch: Pack) -> Tensor:
         """Return the labels of a pack on the model's device. Shapes: (N,)."""
         return torch.from_numpy(batch.labels).to(self.device)
 
     def _batch(self, batch: Pack) -> PackedBatch:
+        """Return a pack as tensors; on the CPU there is filling after it, and rows of that after its own: sizes are few (data/sizes.py)."""
+        tokens, longest = batch.num_tokens, int(batch.lengths.max())
+        room = 0 if self.padded or self.device.type != "cpu" else rounded(tokens) - tokens
+        # no segment is longer than the others are, and each has a row, as the others have where one is asked of each
+        starts = np.arange(tokens, tokens + room, longest)
+        filling = np.arange(room)
         # an architecture without sentence types has no such input
         typed = batch.token_type_ids is not None and getattr(self.model.config, "type_vocab_size", 0) > 1
-        types = torch.from_numpy(batch.token_type_ids)[None] if typed else None
+        types = np.concatenate([batch.token_type_ids, np.zeros_like(filling)]) if typed else None
+        pad = getattr(self.model.config, "pad_token_id", None) or 0
         return PackedBatch(
-            input_ids=torch.from_numpy(batch.input_ids)[None],
-            position_ids=torch.from_numpy(batch.position_ids + self.position_offset)[None],
-            cu_seqlens=torch.from_numpy(batch.bounds.astype("int32")),
-            max_seqlen=int(batch.lengths.max()),
-            label_positions=torch.from_numpy(batch.label_positions),
-            labels=torch.from_numpy(batch.labels),
-            documents=torch.arange(len(batch)),
-            num_tokens=batch.num_tokens,
-            token_type_ids=types,
+            input_ids=torch.from_numpy(np.concatenate([batch.input_ids, np.full_like(filling, pad)]))[None],
+            position_ids=torch.from_numpy(np.concatenate([batch.position_ids, filling % longest]) + self.position_offset)[None],
+            cu_seqlens=torch.from_numpy(np.concatenate([batch.bounds, starts[1:], [tokens + room] * bool(room)]).astype(np.int32)),
+            max_seqlen=longest,
+            label_positions=torch.from_numpy(np.concatenate([batch.label_positions, starts])),
+            labels=torch.from_numpy(np.concatenate([batch.labels, np.zeros_like(starts)])),
+            documents=torch.from_numpy(np.concatenate([np.arange(len(batch)), np.full(len(starts), -1)])),
+            num_tokens=tokens,
+            token_type_ids=None if types is None else torch.from_numpy(types)[None],
         )
 
     @contextlib.contextmanager
