@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -122,6 +123,48 @@ def test_a_process_grows_by_what_was_counted(corpus, tokenizer_folder):
     assert 0.8 * told.highest < grown < 1.2 * told.highest, (grown, told.highest)
 
 
+SAVING = """
+import sys
+from pathlib import Path
+import unmask
+from unmask.train import session
+
+def resident():
+    return 1024 * int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")))
+
+class Watched(session.Snapshot):
+    def __init__(self, *args):
+        before = resident()
+        super().__init__(*args)
+        grown.append(resident() - before)
+
+grown, session.Snapshot = [], Watched
+unmask.pretrain(recipe=sys.argv[1], output=sys.argv[2])
+print(sum(grown))
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_save_of_a_real_run_takes_the_memory_of_the_host_that_was_planned(optimizer, corpus, tokenizer_folder, tmp_path):
+    model = {"preset": "mini", "num_hidden_layers": 4}
+    recipe = recipe_of(corpus, tokenizer_folder, model=model, optimizer=optimizer, max_steps=1)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    command = [sys.executable, "-c", SAVING, str(tmp_path / "recipe.toml"), str(tmp_path / "run")]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # else the copies may lie where something was freed
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    told = plan(recipe, rate=0.1)["host_copy_bytes"]
+    assert told > 2e7 and float(done.stdout.split()[-1]) == pytest.approx(told, rel=0.1)
+
+
+def test_the_memory_of_a_save_by_hand(corpus, tokenizer_folder):
+    recipe = recipe_of(corpus, tokenizer_folder, optimizer="adamw", batch_tokens=1024)
+    one, four = (plan(recipe, devices=devices, rate=1.0) for devices in ("1xcpu", "4xcpu"))
+    copied = one["weights_bytes"] + one["optimizer_bytes"]
+    assert one["host_copy_bytes"] == four["host_copy_bytes"] == pytest.approx(copied, rel=0.2)  # and the names of the tensors
+    assert one["sharded_host_copy_bytes"] == one["host_copy_bytes"]
+    assert four["sharded_host_copy_bytes"] == 1.25 * four["host_copy_bytes"]
+
+
 def test_flops_are_those_that_torch_counts(corpus, tokenizer_folder):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -225,6 +268,10 @@ def test_what_does_not_go_well_is_said(corpus, tokenizer_folder):
     assert huge["memory_bytes"] > 1e9 * DEVICES["L4"].memory
     assert any("do not fit" in line for line in warnings([huge]))
     slow = plan(recipe_of(corpus, tokenizer_folder), devices="2xcpu", rate=1.0, bandwidth=0.001)
+    assert not any("do not fit" in line for line in warnings([slow]))
+    room = slow["memory_bytes"] + slow["host_copy_bytes"] - 1
+    slow.figures["device_memory_bytes"] = dataclasses.replace(slow.figures["device_memory_bytes"], value=room)
+    assert any(f"and, while a checkpoint is written, {slow.figures['host_copy_bytes']} do not fit" in line for line in warnings([slow]))
     assert any("sending gradients" in line for line in warnings([slow]))
 
 
@@ -242,9 +289,10 @@ def test_every_figure_says_where_it_comes_from(corpus, tokenizer_folder, tmp_pat
     assert list(plans[0]["figures"]) == [
         "vocabulary", "tokens_an_epoch", "length", "label_share", "batch_tokens", "passes", "micro_tokens", "parameters",
         "trained_parameters", "flops_per_token", "weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes", "logits_bytes",
-        "memory_bytes", "sharded_memory_bytes", "device_memory_bytes", "checkpoint_bytes", "disk_bytes", "matmul_rate", "efficiency",
-        "bandwidth", "compute_seconds", "optimizer_seconds", "communication_seconds", "sharded_communication_seconds", "exposed_seconds",
-        "data_seconds", "step_seconds", "tokens_per_second", "scaling", "budget_tokens", "run_seconds", "reading_rate",
+        "memory_bytes", "sharded_memory_bytes", "device_memory_bytes", "host_copy_bytes", "sharded_host_copy_bytes", "checkpoint_bytes",
+        "disk_bytes", "matmul_rate", "efficiency", "bandwidth", "compute_seconds", "optimizer_seconds", "communication_seconds",
+        "sharded_communication_seconds", "exposed_seconds", "data_seconds", "step_seconds", "tokens_per_second", "scaling",
+        "budget_tokens", "run_seconds", "reading_rate",
     ]  # fmt: skip
     for figure in plans[1]["figures"].values():
         assert figure["basis"] in ("counted", "measured", "stated", "assumed", "follows") and figure["how"]

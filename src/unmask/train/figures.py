@@ -84,12 +84,14 @@ def warnings(plans: Sequence[Plan]) -> list[str]:
     found = []
     for one in plans:
         room = one.figures["device_memory_bytes"].value
-        whole, sharded = one.figures["memory_bytes"], one.figures["sharded_memory_bytes"]
-        if room is not None and one["memory_bytes"] > room:
+        # a CPU's memory is the host's, where a save has its copy
+        names = ["memory_bytes", "host_copy_bytes"] if one.devices.endswith("xcpu") else ["memory_bytes"]
+        sharded = [f"sharded_{name}" for name in names]
+        if room is not None and sum(one[name] for name in names) > room:
             way = "lower data.micro_tokens (the loop would halve it by itself), or set train.activation_checkpointing"
-            if one["sharded_memory_bytes"] <= room:
-                way = f'sharded it is {sharded}: set train.parallel = "fsdp"'
-            found.append(f"{one.devices}: {whole} do not fit into {one.figures['device_memory_bytes']}; {way}")
+            if sum(one[name] for name in sharded) <= room:
+                way = f'sharded it is {together(one, sharded)}: set train.parallel = "fsdp"'
+            found.append(f"{one.devices}: {together(one, names)} do not fit into {one.figures['device_memory_bytes']}; {way}")
         if one["data_seconds"] >= one["step_seconds"]:
             found.append(f"{one.devices}: making batches takes longer than training on them")
         if one["exposed_seconds"] > 0.2 * one["step_seconds"]:
@@ -98,3 +100,8 @@ def warnings(plans: Sequence[Plan]) -> list[str]:
                 "raise data.batch_tokens, or take fewer devices"
             )
     return found
+
+
+def together(one: Plan, names: Sequence[str]) -> str:
+    """Return figures of memory, of which the second is that of a save, in words."""
+    return " and, while a checkpoint is written, ".join(str(one.figures[name]) for name in names)

@@ -160,7 +160,7 @@ class Draft:
         return config
 
     def memory(self) -> None:
-        """Lay out the memory of a device."""
+        """Lay out the memory of a device, and of the host what a save takes there."""
         size, n = self.size, self.number
         self.add("weights_bytes", size.weights, "bytes", "counted", "fp32")
         self.add("gradients_bytes", size.gradients, "bytes", "counted", "fp32; between processes these travel")
@@ -184,6 +184,11 @@ class Draft:
 
             total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
             self.add("device_memory_bytes", total, "bytes", "measured", "of this machine's GPU")
+        copied = size.model_file + size.state_file
+        how = "host memory of the first process while a checkpoint is written: weights and optimizer once more"
+        self.add("host_copy_bytes", copied, "bytes", "counted", how)
+        how = "its part, and the whole that it gathers; each other process has its part alone"
+        self.add("sharded_host_copy_bytes", copied + (copied / n if n > 1 else 0), "bytes", "follows", how)
 
     def disk(self) -> None:
         """Add up the files of a run."""
