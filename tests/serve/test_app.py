@@ -306,3 +306,35 @@ def test_the_client_of_the_hub_is_answered(serving, answering, monkeypatch):
             status, answer = service.post("/models/who", {"inputs": asked[0], "parameters": wrong})
             assert status == 422 and next(iter(wrong)) in answer["error"]
         assert service.post("/models/who", {"inputs": "a text"})[0] == 422
+
+
+def test_exports_in_int8_are_served(serving, tiny_bert, classifier, tagger, answering, tmp_path):
+    """Each answers as the same export does in Python, which is not to the digit what the model says."""
+    pytest.importorskip("onnxruntime")
+    from unmask.data.tokenizer import load_tokenizer
+    from unmask.export.onnx import export_model
+    from unmask.model.load import load_model
+    from unmask.tasks.classify import Classifier
+    from unmask.tasks.ner import Tagger
+    from unmask.tasks.qa import Answerer
+
+    heads = {"sequence_classification": classifier, "token_classification": tagger, "question_answering": answering.model}
+    made = {
+        head: export_model(load_model(folder, head=head), load_tokenizer(folder), tmp_path / head, int8=True)
+        for head, folder in {"masked_lm": tiny_bert, **heads}.items()
+    }
+    text, question = "The nurse helps the doctor in the harbour today.", "Where is the help?"
+    with serving(made) as service:
+        scores = Classifier.load(made["sequence_classification"]).predict(text).scores
+        (found,) = service.post("/models/sequence_classification", {"inputs": text})[1]
+        assert {one["label"]: one["score"] for one in found} == pytest.approx(scores, rel=1e-5)
+        assert scores != pytest.approx(Classifier.load(classifier).predict(text).scores, rel=1e-5)
+        entities = Tagger.load(made["token_classification"]).predict(text)
+        found = service.post("/models/token_classification", {"inputs": text})[1]
+        assert [(one["entity_group"], one["word"]) for one in found] == [(one.label, one.text) for one in entities]
+        answer = Answerer.load(made["question_answering"]).answer(question, text)
+        found = service.post("/models/question_answering", {"inputs": {"question": question, "context": text}})[1]
+        assert found["answer"] == answer.text == "harbour" and found["score"] == pytest.approx(answer.score, rel=1e-4)
+        assert len(service.post("/models/masked_lm", {"inputs": TEXT})[1]) == 5
+        for info in service.ask("GET", "/models")[1]["models"]:
+            assert (info["backend"], info["precision"], info["loaded"]) == ("onnx", "int8", True), info

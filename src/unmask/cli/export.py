@@ -1,6 +1,7 @@
 """`unmask export`: a model as a folder that runs without torch."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ from typing import Annotated
 import typer
 
 from .model import MODEL, named
+
+TRY = {"ForMaskedLM": "fill {} 'This is [MASK].'", "ForQuestionAnswering": "predict {} --question 'Who?' --context 'It was Ann.'"}
 
 
 def export(
@@ -57,5 +60,5 @@ def export(
         print(json.dumps(found.report, indent=1, ensure_ascii=False))
     else:
         print("\n".join(lines(found.table)))
-    example = "fill {} 'This is [MASK].'" if found.report["head"] == "ForMaskedLM" else "predict {}"
-    print(f"written to {found.folder}; try: unmask {example.format(found.folder)}", file=sys.stderr)
+    example = TRY.get(found.report["head"], "predict {} 'This is a text.'").format(shlex.quote(str(found.folder)))
+    print(f"written to {found.folder}; try: unmask {example}", file=sys.stderr)

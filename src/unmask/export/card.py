@@ -39,7 +39,7 @@ def card(name: str, report: dict[str, Any], table: list[tuple[str, ...]], mask: 
         "## Measured before it was written\n",
         f"On {escape(report['text'])}; {escape(report['machine']['cpu'])}, {report['machine']['num_threads']} threads. tokens/s: many "
         "texts together; p50 and p95: the time of one text alone. Agreement is with the first row, on "
-        f"{parity['num_rows']:,} rows of logits (which reach {parity['max_logit']:.1f}).\n",
+        f"{parity['num_rows']:,} answers, whose logits reach {parity['max_logit']:.1f}.\n",
         markdown(table),
     ]
     if report["precision"] == "int8":

@@ -21,7 +21,7 @@ from ..evaluate.text import Text, open_text
 from ..infer.backends import is_export, open_export
 from ..infer.backends.onnx import MODEL
 from ..infer.engine import Engine
-from ..infer.measure import agreement, drawn
+from ..infer.measure import drawn
 from ..model.heads import reads_texts
 from ..model.load import HEADS, check_fit, load_model
 from ..tasks.kinds import TASKS, task_of
@@ -161,7 +161,8 @@ def _make(
 
     made = add("fp32")
     first, second = engines.values()
-    parity = agreement(first, second, requests)
+    head = str(second.backend.info["head"])  # type: ignore[attr-defined]
+    parity = gate.compared(first, second, requests, head=head)
     report |= {"parity": parity.to_dict(), "tolerance": {"max_difference": gate.TOLERANCE, "same_top_1": gate.SAME}}
     log(f"the same answer at {parity.same_top_1:.2%} of {parity.num_rows:,} places, {parity.max_difference:.1e} apart at most")
     if not gate.holds(parity):
@@ -177,13 +178,13 @@ def _make(
         made = add("int8")
         points, change, about = text.quality(engines, log) if isinstance(text, Labelled) else gate.quality(engines, text, log)
         report |= {"max_drop": max_drop, f"change_of_{metric}": change, **about}
-    rows = gate.rows(engines, sizes, requests, points, metric)
+    rows = gate.rows(engines, sizes, requests, points, metric, head=head)
     table = gate.table(rows, metric)
     report |= {"table": [row.to_dict() for row in rows], "machine": machine(), "versions": versions()}
     wrong = gate.faults(rows, max_drop, metric, higher) if int8 else []
     if wrong:
         raise GateError(f"int8 is refused, and nothing was written: {'; '.join(wrong)}\n\n" + "\n".join(lines(table)))
-    report |= {"head": engines[f"onnx {report['precision']}"].backend.info["head"]}  # type: ignore[attr-defined]
+    report |= {"head": head}
     (made / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (made / "README.md").write_text(card(name, report, table, tokenizer.mask_token), encoding="utf-8")
     write_manifest(made)

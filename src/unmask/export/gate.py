@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..data.tokenizer import frame, special_ids
 from ..evaluate.masked import measure, window_length
 from ..evaluate.metrics import Estimates, estimates
 from ..evaluate.paired import difference
+from ..infer.arrays import to_numpy
 from ..infer.engine import Engine, Request
 from ..infer.measure import Agreement, Speed, agreement, masked, speeds
 
@@ -24,6 +25,7 @@ PARITY_SEQUENCES, BULK_TOKENS, ALONE = 64, 4096, 24
 # sums of many fp32 numbers in another order: what twelve layers make of it is a hundredth of this
 TOLERANCE, SAME = 1e-3, 0.999
 METRIC = "masked_accuracy"
+ANSWERS = "ForQuestionAnswering"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,24 @@ def sequences(text: Text, max_length: int | None, number: int = PARITY_SEQUENCES
     return [masked(content, before, after, mask, EVERY) for content in contents]
 
 
+class Ends(Engine):
+    """An engine of a model that answers questions, to be compared by what it answers: of the tokens asked for, which is the start, which
+    the end. Two rows a request, a column a token, in place of the start and the end of each token, between which nothing is decided.
+    """
+
+    def logits(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """Yield for each request how likely an answer starts and ends at each of its positions. Shapes: (2, N)."""
+        for one in super().logits(requests):
+            yield to_numpy(one).T
+
+
+def compared(reference: Engine, other: Engine, requests: Sequence[Request], *, head: str) -> Agreement:
+    """Return how far the answers of an engine are from those of a reference; `head` is how the name of the model's class ends."""
+    if head == ANSWERS:
+        reference, other = Ends(reference.backend), Ends(other.backend)
+    return agreement(reference, other, requests)
+
+
 def holds(found: Agreement) -> bool:
     """Return whether two ways to compute the same numbers in fp32 agree: to a thousandth of the largest, and in what they answer."""
     return found.max_difference <= TOLERANCE * max(1.0, found.max_logit) and found.same_top_1 >= SAME
@@ -65,17 +85,19 @@ def rows(
     requests: list[Request],
     points: Mapping[str, Mapping[str, float]],
     metric: str = METRIC,
+    *,
+    head: str,
 ) -> list[Row]:
     """Return a row for each way to run a model: how fast it answers the requests, and how it agrees with the first of them.
 
-    `points` are the numbers that were measured of each, `metric` the one that is looked at.
+    `points` are the numbers that were measured of each, `metric` the one that is looked at, `head` as for `compared`.
     """
     first = next(iter(engines))
     bulk, alone = timed(engines, requests)
     made = []
     for name, engine in engines.items():
         p50, p95 = (float(np.quantile(alone[name], share)) * 1e3 for share in (0.5, 0.95))
-        apart = None if name == first else agreement(engines[first], engine, requests)
+        apart = None if name == first else compared(engines[first], engine, requests, head=head)
         point = points.get(name, {})
         quality = point.get(METRIC), point.get("masked_loss"), None if metric == METRIC else point.get(metric)
         made.append(Row(name, bulk[name].tokens_per_second, p50, p95, sizes[name], apart, *quality))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..evaluate.page import read_json
 from ..evaluate.paired import difference
 from ..evaluate.stats import RESAMPLES, units, weights
 from ..infer.engine import Engine, Request
 from ..tasks import recipe as recipes
-from ..tasks.finetune import CONFIG, is_task_run
+from ..tasks.finetune import CONFIG, METRICS, is_task_run
 from ..tasks.kinds import task
 from ..tasks.predictor import Predictor
 from ..tasks.recipe import TaskData
@@ -30,10 +31,13 @@ Quality = tuple[dict[str, dict[str, float]], dict[str, Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled items, and the predictor of the model that is exported."""
+    """Labelled items, the predictor of the model that is exported, and its number: by which the run chose its best checkpoint, or the
+    task's own; and whether a higher one is better.
+    """
 
     predictor: Predictor
     items: list[Any]
+    metric: tuple[str, bool]
 
     @classmethod
     def read(
@@ -45,11 +49,12 @@ class Labelled:
         """
         kind = task(name)
         predictor = kind.predictor_type(model, tokenizer)
+        mine = run is not None and (run / CONFIG).is_file() and is_task_run(run)
+        told = read_json(run / METRICS) if run is not None and mine else {}
+        metric = (str(told["best"]), bool(told["higher_is_better"])) if "higher_is_better" in told else predictor.best
         if data is None:
-            if run is None or not (run / CONFIG).is_file() or not is_task_run(run):
-                return None
-            items = kind.load_data(recipes.load(run / CONFIG)).dev
-            return cls(predictor, items) if items else None
+            items = kind.load_data(recipes.load(run / CONFIG)).dev if run is not None and mine else []
+            return cls(predictor, items, metric) if items else None
         given = {key: value for key, value in reading.items() if value is not None}
         wrong = given.keys() - {field.name for field in fields(TaskData)}
         if wrong:
@@ -59,12 +64,7 @@ class Labelled:
         settings = TaskData(sources=tuple(data), **given)
         items, findings = kind.read_for(predictor, settings)
         findings.refuse(settings.on_bad)
-        return cls(predictor, items)
-
-    @property
-    def metric(self) -> tuple[str, bool]:
-        """The number that the model is known by, and whether a higher one is better."""
-        return self.predictor.best
+        return cls(predictor, items, metric)
 
     def requests(self, number: int) -> list[Request]:
         """Return the sequences of the first items, as the model is asked when it predicts."""
@@ -82,7 +82,9 @@ class Labelled:
             start = time.perf_counter()
             predictor = type(self.predictor)(engine.backend, self.predictor.tokenizer, config=self.predictor.config)
             scores = predictor.score(self.items, list(predictor.stream(self.items)))
-            points[way] = {name: float(scores.of(np.ones((1, count)))[name][0])}
+            if name not in (known := scores.of(np.ones((1, count)))):
+                raise ConfigError(f"the run chose its best checkpoint by {name}, and these items give {', '.join(known)} only; name others")
+            points[way] = {name: float(known[name][0])}
             samples[way] = np.concatenate([scores.of(part[:, unit])[name] for part in weights(int(unit[-1]) + 1, RESAMPLES, 0)])
             log(f"{way}: {name} {points[way][name]:.4f} on {count:,} labelled items in {time.perf_counter() - start:.1f} s")
         first, last = next(iter(engines)), way
