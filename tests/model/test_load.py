@@ -240,6 +240,24 @@ def test_an_unreachable_hub_says_so(tmp_path):
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert "unmask.errors.CheckpointError: there is no folder 'nobody/nothing', and it cannot be had from the Hub" in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.endswith(
+        ": HF_HUB_OFFLINE is set, and this machine's cache has no such model; unset it, check the name, or name a local folder"
+    )
+
+
+def test_why_a_model_cannot_be_had_is_said_in_a_line():
+    import huggingface_hub.errors
+
+    from unmask.hub import REASONS, why_not
+
+    assert all(issubclass(getattr(huggingface_hub.errors, kind), Exception) for kind in REASONS)
+    with pytest.raises(
+        CheckpointError, match=r"'bad name!!', and it cannot be had from the Hub: no model there can have that name; name a"
+    ):
+        load_model("bad name!!")
+    said = why_not(OSError("The file is damaged. See https://example.org for what that means."))
+    assert said == "The file is damaged; check the name, the network and (for a private model) HF_TOKEN, or name a local folder"
 
 
 def test_a_server_that_does_not_answer_is_asked_once(tmp_path):

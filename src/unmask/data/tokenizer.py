@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..box import or_box
 from ..errors import RunError, TokenizerError
-from ..hub import only_local
+from ..hub import only_local, why_not
 from .manifest import TRAINING, WEIGHTS, check_manifest
 from .vocabulary import BERT_NAMES, Kind, template, train_tokenizer, wrap
 from .words import word_starts, word_table
@@ -99,13 +99,10 @@ def _load_auto(name: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir() or only_local(), **options)
     except Exception as error:  # the Hub, json and tokenizers each raise their own kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         if Path(name).is_dir():
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise TokenizerError(f"cannot load the tokenizer in '{name}': {reason}") from error
-        raise TokenizerError(
-            f"there is no folder '{name}', and no such model can be had from the Hub: {reason}; check the name, the network, "
-            "HF_HUB_OFFLINE and (for a private one) HF_TOKEN, or name a local folder or vocab.txt"
-        ) from error
+        raise TokenizerError(f"there is no folder '{name}', and no such model can be had from the Hub: {why_not(error)}") from error
 
 
 def _load_file(path: Path) -> Any:

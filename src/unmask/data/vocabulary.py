@@ -88,7 +88,7 @@ def train_tokenizer(
             f"{backend.get_vocab_size()}; set it to more"
         )
     if backend.get_vocab_size() < vocab_size:
-        log.warning("the text holds pieces for a vocabulary of %d only, not %d", backend.get_vocab_size(), vocab_size)
+        log.warning("the text holds pieces for a vocabulary of %s only, not %s", f"{backend.get_vocab_size():,}", f"{vocab_size:,}")
     backend.post_processor = template(backend, "[CLS]", "[SEP]")
     return wrap(backend, BERT_NAMES, max_length=max_length, extra=special_tokens)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data.manifest import TRAINING, check_manifest
 from ..data.tokenizer import save_tokenizer
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
-from ..hub import only_local
+from ..hub import only_local, why_not
 from .presets import PRESETS, ModelConfig, build_model
 
 if TYPE_CHECKING:
@@ -173,10 +173,7 @@ def _cannot_load(name: str, local: bool, error: Exception) -> str:
         return f"cannot load the model in '{name}': its weights are of another shape than its config.json says; take both from one model"
     if local:
         return f"cannot load the model in '{name}': {reason[:500]}"
-    return (
-        f"there is no folder '{name}', and it cannot be had from the Hub: {reason[:300]}; check the name, the network, HF_HUB_OFFLINE and "
-        "(for a private model) HF_TOKEN, or name a local folder"
-    )
+    return f"there is no folder '{name}', and it cannot be had from the Hub: {why_not(error)}"
 
 
 def _check_loaded(name: str, head: Head, info: dict[str, Any]) -> None:
