@@ -8,7 +8,10 @@ import sys
 import pytest
 
 # aborts where C's own end is come to, as gloo's threads sometimes do; Python's, which is before that, says so
-ABORTS = "import atexit, ctypes, runpy, sys; libc = ctypes.CDLL(None); libc.__cxa_atexit(libc.abort, None, None); sys.argv = ['unmask', *sys.argv[1:]]; "
+ABORTS = (
+    "import atexit, ctypes, runpy, sys; libc = ctypes.CDLL(None); libc.__cxa_atexit(libc.abort, None, None); "
+    "sys.argv = ['unmask', *sys.argv[1:]]; "
+)
 RUNS = "runpy.run_module('unmask', run_name='__main__', alter_sys=True)"
 TIDIES = "from unmask import cli; cli.usage = lambda: atexit.register(print, 'tidied') and 'help'; "  # as torch does, once it is there
 
