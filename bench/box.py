@@ -51,6 +51,7 @@ TESTS = (
     Test("BC5CDR, entity F1 on test", "bc5cdr-test", "f1"),
     Test("SQuAD 1.1, F1 on dev", "squad-test", "f1"),
     Test("SQuAD 1.1, exact match on dev", "squad-test", "exact_match"),
+    Test("SQuAD 2.0, F1 on half of dev (answering nothing: 47.7%)", "squad2-test", "f1"),
 )
 ADAPTED = {"medquad": "MedQuAD", "docs": "documentation of Python packages"}
 
