@@ -1,15 +1,19 @@
 """Kill commands at random instants, again and again, take them up each time, and compare their ends with undisturbed ones.
 
-    python bench/faults.py [--kills 120] [--cases pretrain,raw,finetune,pack] [--flips 0] [--seed 0] [--work DIR] [--json FILE]
+    python bench/faults.py [--kills 120] [--cases pretrain,raw,finetune,pack] [--whom WHO,...] [--flips 0] [--seed 0] [--work DIR]
+        [--json FILE]
 
 A case is a command on a tiny model; a life of it is a run that is killed several times and then goes on to its end. Killed is at a random
 amount of the process's own time, in the middle of what it is writing, or (SIGTERM) so that it may save first. In the end everything must
 be as if nothing had happened: weights and packed corpora to the bit, and the log with every step once, on the same batches. The processes
 are forked from one that has imported torch, so that a kill costs a second; what is killed is a whole `unmask` command. Other cases are
-`processes` (two that train together), `ray` (packing on a cluster of its own) and `cluster` (packing by two workers of a cluster that
-stays): killed is a worker, the launcher or driver, or both; a command that loses a worker must come to the same end by itself, and none
-may leave a process behind. `--work` keeps the lives that are over, and goes on with them. With `--flips` so many bits of every file that
-a run leaves are turned as well (bits.py). The result is JSON; the exit code is 1 where anything differs.
+`processes` (two that train together), `sharded` (each of which holds half of the model: FSDP2), `ray` (packing on a cluster of its own),
+`cluster` (packing by two workers of a cluster that stays) and `ray-train` (training by two workers of such a one). Of these is killed
+(`--whom`) a worker alone, the launcher or driver alone, the one and up to two seconds later the other (both), or all workers and the
+launcher at once (all); a command that loses a worker must come to the same end by itself, and none may leave a process behind. All is on
+one machine: a machine that is lost, a network that is cut and NCCL are not tried. `--work` keeps the lives that are over, and goes on
+with them. With `--flips` so many bits of every file that a run leaves are turned as well (bits.py). The result is JSON; the exit code is
+1 where anything differs.
 """
 
 from __future__ import annotations
@@ -24,15 +28,14 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import descendants, left_of, named, start, undisturbed, used_seconds, wait_for
+from processes import at_work, cluster, descendants, left_of, named, start, undisturbed, used_seconds, wait_for
 
 MODEL = [
     "model.preset=tiny", "model.family=bert", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64",
@@ -43,6 +46,9 @@ TRAIN = ["train.log_steps=1", "train.save_steps=3", "train.precision=fp32", "tra
 STEPS, LIFE, LIFE_OF_MANY = 45, 6, 3  # of a run; kills of a life, and of one with workers, which takes longer
 LINES, MANY_LINES = 400, 20000  # of the text; that which is packed on a cluster makes some twenty batches
 INTERRUPTED = 130
+AND_WORKERS = ("worker", "both", "all")  # one of them; one and then the launcher; every one and the launcher
+WHOM = ("launcher", "term", *AND_WORKERS)  # may be killed
+COUNTS = ("kills", "in_a_save", *WHOM)
 TIMED = (  # what no two runs have alike
     "seconds", "tokens_per_second", "tokens_per_second_per_process", "wait_share", "communication_share", "peak_memory_bytes",
 )  # fmt: skip
@@ -77,7 +83,8 @@ class Case:
     differs: Callable[[Path, Path], list[str]]
     end: str = "report.html"  # is there when it is over
     workers: str = ""  # a word in the command lines of the processes that work for it, which are killed as well
-    host: int | None = None  # the process that those were started by, where it is not the command itself
+    port: int = 0  # of the cluster that it works on, where that is there before it and after
+    host: int | None = None  # the process that the workers were started by, where it is not the command itself
 
 
 def cases(work: Path, seed: int) -> dict[str, Case]:
@@ -99,8 +106,12 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
     large = write_text(work / "large.txt", seed, MANY_LINES)
     packed = work / "large"  # by one process, what a cluster must come to
 
-    def on(address: str) -> Callable[[Path], list[str]]:
-        return lambda run: ["pack", str(large), *pack[2:], "--on", address, "--workers", "2", "-o", str(run)]
+    sharded = [*two, "--set", "train.parallel=fsdp", "--set", "optim.optimizer=adamw"]
+    port = free_port()
+    head = ["--on", f"127.0.0.1:{port}", "--workers", "2"]
+
+    def on(place: list[str]) -> Callable[[Path], list[str]]:
+        return lambda run: ["pack", str(large), *pack[2:], *place, "-o", str(run)]
 
     def large_differs(quiet: Path, run: Path) -> list[str]:
         undisturbed(["pack", str(large), *pack[2:], "-o", str(packed)], work / "large-pack.txt")
@@ -124,8 +135,16 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
             "processes", lambda run: [*train, *two, "-o", str(run)], lambda run: ["resume", str(run), *two], saving, run_differs,
             workers="unmask",
         ),
-        Case("ray", on("ray"), on("ray"), packing, large_differs, "report.json", "ray::Work"),
-        Case("cluster", on(head := f"127.0.0.1:{free_port()}"), on(head), packing, large_differs, "report.json", "ray::Work"),
+        Case(
+            "sharded", lambda run: [*train, *sharded, "-o", str(run)], lambda run: ["resume", str(run), *two], saving, run_differs,
+            workers="unmask",
+        ),
+        Case("ray", own := on(["--on", "ray", "--workers", "2"]), own, packing, large_differs, "report.json", "ray::Work"),
+        Case("cluster", on(head), on(head), packing, large_differs, "report.json", "ray::Work", port=port),
+        Case(
+            "ray-train", lambda run: [*train, *head, "-o", str(run)], lambda run: ["resume", str(run), *head], saving, run_differs,
+            workers="TrainWorker", port=port,
+        ),
     ]  # fmt: skip
     return {case.name: case for case in made}
 
@@ -133,29 +152,6 @@ def cases(work: Path, seed: int) -> dict[str, Case]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-@contextlib.contextmanager
-def cluster(case: Case, work: Path) -> Iterator[None]:
-    """Start the Ray cluster that a case is for, with room for two workers whatever cores there are, and end it."""
-    address = case.first(work)[case.first(work).index("--on") + 1]
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
-    command += ["--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}"]
-    with open(work / "cluster.txt", "ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    case.host = process.pid
-    while named(descendants(process.pid), "raylet") == []:
-        time.sleep(0.5)
-    time.sleep(5)  # its first workers
-    try:
-        yield
-    finally:
-        family = descendants(process.pid)
-        process.terminate()
-        process.wait()
-        for one in named(family, "ray"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
 
 
 def digests(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
@@ -187,7 +183,9 @@ def run_differs(quiet: Path, run: Path) -> list[str]:
 def left_over(folder: Path) -> list[str]:
     """Return what a killed process has left for ever."""
     beside = [
-        path for path in folder.parent.iterdir() if path.name.startswith(f"{folder.name}.") and path.suffix in (".partial", ".replaced")
+        path
+        for path in folder.parent.iterdir()
+        if path.name.startswith(f"{folder.name}.") and path.suffix in (".partial", ".replaced", ".ray")
     ]
     return [path.name for path in (*beside, *folder.rglob("*")) if path.suffix in (".partial", ".replaced", ".deleted")]
 
@@ -206,25 +204,24 @@ def untimed(value):
 # lives
 
 
-def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed: int) -> dict:
+def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed: int, whom: list[str]) -> dict:
     """Kill a run several times, let it end, and return what happened and what differs."""
     generator = random.Random(f"{case.name} {seed}")
     run, errors = folder / "run", folder / "errors.txt"
-    told = {"case": case.name, "seed": seed, "kills": 0, "in_a_save": 0, "terms": 0, "workers": 0, "both": 0, "failed": [], "differs": []}
+    told = {"case": case.name, "seed": seed, **dict.fromkeys(COUNTS, 0), "failed": [], "differs": []}
     while told["kills"] < (LIFE_OF_MANY if case.workers else LIFE):
-        how = generator.choice(("instant", "instant", "save", "save", "term"))
+        how, who = generator.choice(("instant", "save")), generator.choice(whom)
         process = start(case.again(run) if (run / "config.toml").exists() else case.first(run), errors)
-        code, who, allowed = wait(case, process, run, how, taken, generator), "", (0,)
+        code, allowed = wait(case, process, run, how, who, taken, generator), (0,)
         if code is None:
             is_writing = bool(case.writing(run))
-            code, who, left = strike(case, process, how == "term", generator)
+            code, left, reached = strike(case, process, who, generator)
             told["failed"] += [f"goes on without the one that started it ({how}, {who}): {line[:200]}" for line in left]
             allowed = {"worker": (0,), "term": (0, INTERRUPTED, -signal.SIGTERM)}.get(who, (0, -signal.SIGKILL))
-            if code or who == "worker":  # else it had ended just before
+            if reached:  # else it had ended just before
                 told["kills"] += 1
-                told["in_a_save"] += is_writing and who not in ("worker", "term")
-                for word, key in (("term", "terms"), ("worker", "workers"), ("both", "both")):
-                    told[key] += who == word
+                told[who] += 1
+                told["in_a_save"] += is_writing and who != "term"
         if code == 0:  # it had ended, or got over it; another begins
             told["differs"] += case.differs(quiet, run)
             shutil.rmtree(run)
@@ -241,9 +238,13 @@ def life(case: Case, quiet: Path, folder: Path, taken: tuple[float, float], seed
     return told
 
 
-def wait(case: Case, process: int, run: Path, how: str, taken: tuple[float, float], generator: random.Random) -> int | None:
+def wait(case: Case, process: int, run: Path, how: str, who: str, taken: tuple[float, float], generator: random.Random) -> int | None:
     """Wait for the moment of a kill, and return None, or the exit code of a process that has ended before."""
     packs = case.end == "report.json"
+    if who in AND_WORKERS:
+        code = wait_for(process, lambda: bool(workers_of(case, process)), 0.05)
+        if code is not None:
+            return code
     if how == "save" and (case.workers or not packs):  # a pack writes all the time
         saves = 1 if packs else generator.randint(1, 6)  # the so many-th
         code = wait_for(process, count_of(lambda: bool(case.writing(run)), saves), 0.002 if case.workers else 0.0003)
@@ -257,21 +258,27 @@ def wait(case: Case, process: int, run: Path, how: str, taken: tuple[float, floa
     return wait_for(process, lambda: used_seconds(process) >= share * taken[0], 0.001)
 
 
-def strike(case: Case, process: int, term: bool, generator: random.Random) -> tuple[int, str, list[str]]:
-    """Kill a process, one of its workers, or both; return its exit code, who was killed, and what goes on nevertheless."""
-    family = descendants(process)
-    workers = named(descendants(case.host) if case.host else family, case.workers) if case.workers else []
-    who = "term" if term else generator.choice(("launcher", "worker", "both")) if workers else "launcher"
+def strike(case: Case, process: int, who: str, generator: random.Random) -> tuple[int, list[str], bool]:
+    """Kill a process, one of its workers, or more of them; return its exit code, what goes on nevertheless, and whether one was hit."""
+    family, workers = descendants(process), workers_of(case, process)
+    victims = workers if who == "all" else workers and [generator.choice(workers)]
+    reached = False
     with contextlib.suppress(ProcessLookupError):  # one has just ended
-        if who in ("worker", "both"):
-            os.kill(generator.choice(workers), signal.SIGKILL)
+        for victim in victims if who in AND_WORKERS else ():
+            os.kill(victim, signal.SIGKILL)
+            reached = True
         if who == "both":
             time.sleep(generator.choice((0.0, generator.uniform(0, 2))))  # while others may be on their way
             family = descendants(process)
         if who != "worker":
-            os.kill(process, signal.SIGTERM if term else signal.SIGKILL)
+            os.kill(process, signal.SIGTERM if who == "term" else signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return code, who, left_of([*family, *(named(descendants(case.host), case.workers) if case.host else ())])
+    return code, left_of([*family, *(at_work(case.host) if case.host else ())]), reached or code != 0
+
+
+def workers_of(case: Case, process: int) -> list[int]:
+    """Return the processes that work for a command."""
+    return named(descendants(case.host or process), case.workers) if case.workers else []
 
 
 def is_over(case: Case, run: Path) -> bool:
@@ -296,7 +303,7 @@ def check_time(until: float) -> None:
         raise SystemExit("the time is up; go on with the same --work")
 
 
-def campaign(work: Path, names: list[str], kills: int, seed: int, until: float) -> dict:
+def campaign(work: Path, names: list[str], kills: int, seed: int, until: float, whom: list[str]) -> dict:
     """Return what came of so many kills, shared by the cases; lives that `work` has a line for are not lived again."""
     record = work / "lives.jsonl"
     lives = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -304,14 +311,16 @@ def campaign(work: Path, names: list[str], kills: int, seed: int, until: float) 
     for number, name in enumerate(names):
         quiet, errors = work / f"quiet-{name}", work / f"quiet-{name}.txt"
         wanted = kills // len(names) + (number < kills % len(names))
-        with cluster(known[name], work) if name == "cluster" else contextlib.nullcontext():
+        hit = [one for one in whom if known[name].workers or one not in AND_WORKERS]
+        port = known[name].port
+        with cluster(port, work / "cluster.txt") if port else contextlib.nullcontext() as known[name].host:
             taken = undisturbed(known[name].first(quiet), errors)
             while sum(max(one["kills"], bool(one["failed"])) for one in lives if one["case"] == name) < wanted:
                 check_time(until)
                 folder = work / "life"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                lives.append(life(known[name], quiet, folder, taken, seed + sum(one["case"] == name for one in lives)))
+                lives.append(life(known[name], quiet, folder, taken, seed + sum(one["case"] == name for one in lives), hit))
                 with open(record, "a", encoding="utf-8") as file:
                     file.write(json.dumps(lives[-1]) + "\n")
                 print(json.dumps(lives[-1]), file=sys.stderr, flush=True)
@@ -323,7 +332,7 @@ def campaign(work: Path, names: list[str], kills: int, seed: int, until: float) 
 
 def summary(lives: list[dict]) -> dict:
     """Return the numbers of the lives of a case."""
-    counts = {name: sum(one.get(name, 0) for one in lives) for name in ("kills", "in_a_save", "terms", "workers", "both")}
+    counts = {name: sum(one[name] for one in lives) for name in COUNTS}
     return {"lives": len(lives), **counts, "bit_equal": sum(not one["failed"] and not one["differs"] for one in lives)}
 
 
@@ -331,6 +340,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=120, help="how often something is killed, over all cases")
     parser.add_argument("--cases", default="pretrain,raw,finetune,pack", help="which commands")
+    parser.add_argument("--whom", default=",".join(WHOM), help="who may be killed (by SIGTERM: term)")
     parser.add_argument("--flips", type=int, default=0, help="bits to turn in every file that a run leaves")
     parser.add_argument("--seed", type=int, default=0, help="of the text and of the moments of the kills")
     parser.add_argument("--work", type=Path, help="a folder to work in, which is kept")
@@ -343,12 +353,13 @@ def main() -> int:
     from train import environment
 
     os.environ["RAY_AUTH_MODE"] = "disabled"  # else one that finds a token on this machine asks for it, and the other does not send it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else a busy machine has no time for its workers
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="unmask-ray-")  # other clusters of this machine are not touched
     until = time.monotonic() + 60 * args.minutes
     folder = args.work or Path(tempfile.mkdtemp(prefix="unmask-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        result = {**environment([]), **campaign(folder, args.cases.split(","), args.kills, args.seed, until)}
+        result = {**environment([]), **campaign(folder, args.cases.split(","), args.kills, args.seed, until, args.whom.split(","))}
         if args.flips:
             from bits import turned
 

@@ -7,9 +7,11 @@ import importlib
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -93,6 +95,35 @@ def left_of(processes: list[int], seconds: float = 120) -> list[str]:
         if not any(lines) or time.monotonic() > end:
             return [line for line in lines if line]
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def cluster(port: int, said: Path) -> Iterator[int]:
+    """Start a Ray cluster with room for two workers whatever cores there are, yield its process, and end it; it speaks into a file."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}"]
+    with open(said, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        while "Ray runtime started" not in said.read_text(errors="replace"):
+            if process.poll() is not None:  # it waits for half a minute for its own parts
+                raise SystemExit(f"the cluster did not start (is the machine busy?); {said} says more; go on with the same --work")
+            time.sleep(0.5)
+        time.sleep(5)  # its first workers
+        yield process.pid
+    finally:
+        family = descendants(process.pid)
+        process.terminate()
+        process.wait()
+        for one in named(family, "ray"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+
+
+def at_work(host: int) -> list[int]:
+    """Return the processes of a cluster that are there only while somebody works on it."""
+    found = named(descendants(host), "ray::")
+    return [one for one in found if not any(named([one], word) for word in ("ray::IDLE", "Agent", "ray::_AutoscalingCoordinator"))]
 
 
 def undisturbed(args: list[str], errors: Path) -> tuple[float, float]:
