@@ -16,9 +16,8 @@ def _end() -> None:
 
 
 code = 1  # of what nobody foresaw
-if (
-    int(os.environ.get("WORLD_SIZE", "1")) > 1
-):  # threads of gloo may outlive its groups, and end a process that Python clears away by SIGABRT
+# threads of gloo may outlive its groups, and end a process that Python clears away by SIGABRT
+if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
     atexit.register(_end)  # before torch registers anything: what was registered last is done first
 try:
     main()
