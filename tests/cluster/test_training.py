@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ def test_a_run_is_that_of_one_process_and_survives_a_lost_worker(machine, corpus
         folder = tmp_path / "there" / "checkpoints"
         while not list(folder.glob("step-*/COMPLETE")):
             time.sleep(0.02)
-        killed.extend(workers()[:1])
+        killed.extend(running(b"TrainWorker")[:1])
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -85,18 +86,19 @@ def test_a_run_is_that_of_one_process_and_survives_a_lost_worker(machine, corpus
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
 
 
-def workers() -> list[int]:
-    """Return the process ids of Ray Train's workers on this machine."""
+def running(name: bytes) -> list[int]:
+    """Return the processes of our own Ray that are called so; others may run on this machine."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name.startswith(b"ray::") and b"TrainWorker" in name:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            title = (entry / "cmdline").read_bytes()
+            if title.startswith(b"ray::") and name in title and parent(parent(int(entry.name))) == os.getpid():
                 found.append(int(entry.name))
     return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_what_the_user_can_mend_is_said_and_not_tried_again(machine, corpus, tmp_path, capsys):
@@ -110,3 +112,25 @@ def test_what_the_user_can_mend_is_said_and_not_tried_again(machine, corpus, tmp
     (tmp_path / "run.ray").mkdir()
     with Cluster("ray") as cluster, pytest.raises(CheckpointError, match="in the way"):
         training.train(cluster, "pretrain", tmp_path / "run", (), {})
+
+
+def test_ctrl_c_stops_the_workers_after_the_step_in_hand_with_a_checkpoint(machine, corpus, tmp_path):
+    before, there = signal.getsignal(signal.SIGINT), {}
+
+    def interrupt() -> None:
+        while signal.getsignal(signal.SIGINT) is before or not losses(tmp_path / "run"):
+            time.sleep(0.05)
+        there.update({name: len(running(name)) for name in (b"TrainWorker", b"PlacementGroupCleaner")})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    said: list[str] = []
+    kwargs = {"output": tmp_path / "run", "data": corpus, "max_steps": 10**6, "save_steps": 10**6, **SMALL}
+    with Cluster("ray") as cluster:
+        run = training.train(cluster, "pretrain", tmp_path / "run", (), kwargs, say=said.append)
+    thread.join()
+    assert there == {b"TrainWorker": 2, b"PlacementGroupCleaner": 0}  # the latter would outlive a command that is killed
+    assert run.interrupted and said[-1].startswith(f"interrupted at step {run.step}, with a checkpoint")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{run.step:08d}"]
+    assert signal.getsignal(signal.SIGINT) is before and [path.name for path in tmp_path.iterdir()] == ["run"]

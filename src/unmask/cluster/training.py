@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import CheckpointError, ConfigError, RunError, UnmaskError
-from ..train.background import regularly
+from ..train.background import Background, regularly
+from ..train.signals import StopRequest
 from ..train.status import Viewer
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 RESTARTS = 3
 LOOK_SECONDS = 10.0
-MARK = "seen-from"
+STOP_SECONDS = 1.0  # until a wish to stop is passed on, and until it is seen
+MARK, STOP = "seen-from", "stop"
 
 
 def train(
@@ -40,7 +43,8 @@ def train(
     """Return the run of a verb ("pretrain", "adapt", "resume") with these arguments, trained by the workers of a cluster together.
 
     The run's `folder`, its text and its tokenizer are used by their paths: they lie on a file system that all nodes share.
-    Where a worker is lost, all are started again and go on from the last checkpoint, up to `restarts` times.
+    Where a worker is lost, all are started again and go on from the last checkpoint, up to `restarts` times. Ctrl-C and SIGTERM stop it
+    after the step in hand, with a checkpoint.
     Raises: what the verb raises; RunError when workers are lost too often.
     """
     import ray
@@ -49,10 +53,17 @@ def train(
 
     from ..train.session import Run
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            # one starts a process that outlives us, and where the cluster has no dashboard it never learns that it may end; what it is to
+            # clear away, Ray does itself when our job is over
+            kept = super()._create_default_callbacks()  # type: ignore[misc]
+            return [one for one in kept if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
     workers, each = cluster.room()
     folder = Path(folder).expanduser().absolute()
     with _shared(folder) as place:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _session,
             train_loop_config={"verb": verb, "args": list(args), "kwargs": dict(kwargs), "folder": str(folder),
                                "place": str(place), "cwd": os.getcwd(),
@@ -64,14 +75,17 @@ def train(
         say(f"{workers} processes on {cluster}")
         with _watched(folder, say):
             try:
-                trainer.fit()
+                _fit(trainer, folder / "log.jsonl", place)
             except (ray.exceptions.RayError, RuntimeError) as error:
                 raise _failure(error) from error
         found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("rank-*.json"))]
     for outcome in found:
         if "error" in outcome:
             raise getattr(errors, outcome["error"], ConfigError)(outcome["message"])
-    return Run(folder, found[0]["metrics"], found[0]["step"], found[0]["interrupted"])
+    run = Run(folder, found[0]["metrics"], found[0]["step"], found[0]["interrupted"])
+    if run.interrupted:
+        say(f"interrupted at step {run.step}, with a checkpoint; go on with: unmask resume {folder}")
+    return run
 
 
 @contextlib.contextmanager
@@ -102,6 +116,45 @@ def _watched(folder: Path, say: Callable[[str], None]) -> contextlib.AbstractCon
     return regularly(look, LOOK_SECONDS, "unmask-status")
 
 
+def _fit(trainer: Any, log: Path, place: Path) -> None:
+    """Have Ray train, in a thread: in the main one it takes Ctrl-C for itself, and ends the process as if all were well.
+
+    What interrupts us once the log is written to is passed on to the workers, which signals do not reach; before, there is nothing to save.
+    """
+    before, ended, fitting = _written(log), threading.Event(), Background()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        finally:
+            ended.set()
+
+    def look() -> None:
+        if stop.requested:
+            (place / STOP).touch()
+
+    fitting.start(fit)
+    while _written(log) == before and not ended.wait(STOP_SECONDS):
+        pass
+    with StopRequest() as stop, regularly(look, STOP_SECONDS, "unmask-stop"):
+        fitting.wait()
+
+
+def _written(log: Path) -> int:
+    return log.stat().st_mtime_ns if log.exists() else 0
+
+
+def _heard(place: Path) -> contextlib.AbstractContextManager[None]:
+    """Have this worker's session stop when it is told to, or when nobody waits for it any more."""
+    from ..train.distributed import to_stop
+
+    def look() -> None:
+        if (place / STOP).exists() or not place.exists():
+            to_stop.set()
+
+    return regularly(look, STOP_SECONDS, "unmask-stop")
+
+
 def _session(told: dict[str, Any]) -> None:
     """Be one of the processes that train together, and write down what came of it."""
     import ray.train
@@ -116,7 +169,8 @@ def _session(told: dict[str, Any]) -> None:
     if not told["begun"] and (folder / "config.toml").is_file():
         os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # begun by those before us, one of whom was lost
     try:
-        run = getattr(runs, told["verb"])(*told["args"], **told["kwargs"])
+        with _heard(place):
+            run = getattr(runs, told["verb"])(*told["args"], **told["kwargs"])
         outcome = {"metrics": run.metrics, "step": run.step, "interrupted": run.interrupted}
     except UnmaskError as error:
         if error.exit_code != 2:

@@ -7,6 +7,7 @@ import datetime
 import gc
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LossSum = Callable[[Any, Any], Tensor]
 FOR_EVER = datetime.timedelta(days=30)  # the first process may pack a corpus while the others wait; who hangs in training, Watch finds
+to_stop = threading.Event()  # set by whoever has started this process and wants it to stop after the step in hand, but sends no signal
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed", "NCCL")
 
 
@@ -44,8 +46,8 @@ class World:
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the launcher that started this process has gone."""
-        return False
+        """Whether the launcher that started this process has gone, or wants it to stop."""
+        return to_stop.is_set()
 
     def sum(self, *values: float) -> list[float]:
         """Return the sum over all processes of each value."""
@@ -126,8 +128,8 @@ class Processes(World):
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the launcher that started this process has gone."""
-        return os.getppid() != self._launcher
+        """Whether the launcher that started this process has gone, or wants it to stop."""
+        return super().is_orphan or os.getppid() != self._launcher
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
