@@ -140,7 +140,7 @@ def gradients(store: str, tokenizer: str, output: str, case: str, compression: s
             tensors[f"loss{step}"] = accumulate(state, batches, step_loss, labels, world)
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    tensors[f"{name}.{step}"] = parameter.grad.clone()
+                    tensors[f"{name}.{step}"] = parameter.grad.to_dense().clone()
                 parameter.grad = None
         tensors["halvings"] = torch.tensor(state.halvings)
         assert not case.endswith("ward") or world.size == 1 or state.halvings == 1
