@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..data.batch import PackedBatch
 from ..model.flops import num_parameters
 from ..model.heads import forward_packed
+from ..model.attention import SHORT, STEP
 from ..model.load import quiet_transformers, set_attention
 from . import lora
 from .compiling import encoder_layers
@@ -198,7 +199,7 @@ def fullest(
     """
     segments = -(-num_tokens // length)
     labels = max(1, round(probability * (num_tokens - 2 * segments)))
-    short = length if device_type == "cpu" else min(length, 16)
+    short = length if device_type == "cpu" else SHORT + STEP  # the shortest that are attended in the format of the products, as there
     bounds = torch.tensor([*range(0, num_tokens, short), num_tokens], dtype=torch.int32)
     with mode:
         batch = PackedBatch(
@@ -215,13 +216,16 @@ def fullest(
             parameter.grad = torch.zeros_like(parameter)
     with Live() as live:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = forward_packed(model, batch)
-        size = logits.untyped_storage().nbytes()
+            logits = forward_packed(model, batch, spare=True)
+        spare = 0 if device_type == "cpu" else len(logits) - labels  # only the CPU's rows come in few sizes
+        row = logits.shape[1] * logits.element_size()
+        size = (len(logits) - spare) * row
         loss = masked_loss_sum(logits, batch.labels)
         del logits
         loss.backward()
     highest = live.highest
     if device_type != "cpu":
+        highest -= 2 * spare * row
         config: Any = model.config
         number = 2 if precision == "bf16" else 4
         highest -= config.num_hidden_layers * config.num_attention_heads * num_tokens * short * number
