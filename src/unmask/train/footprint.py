@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..data.batch import PackedBatch
+from ..model.attention import SHORT, STEP
 from ..model.flops import num_parameters
 from ..model.heads import forward_packed
-from ..model.attention import SHORT, STEP
 from ..model.load import quiet_transformers, set_attention
 from . import lora
 from .compiling import encoder_layers
