@@ -270,3 +270,12 @@ def test_a_share_of_the_tokens_is_masked_unless_it_is_said_otherwise(tiny_bert, 
         assert special.sum() == 2 * len(objective.data.train)
         share = (ids[~special] == objective.tokenizer.mask_token_id).float().mean().item()
         assert share == pytest.approx(want, abs=0.05)
+
+
+def test_a_checkpoint_says_how_texts_are_pooled(labelled_file, tmp_path):
+    """A pass changes the pooling in the model's config for a moment, while a thread may be writing the checkpoint of the step before."""
+    settings = {**SMALL, "learning_rate": 1e-3, "save_steps": 1, "save_total_limit": 20, "eval_steps": 0, "batch_size": 64}
+    run = unmask.finetune("classify", unmask.box_model(), labelled_file, output=tmp_path / "run", max_steps=12, pooling="mean", **settings)
+    configs = [*(run.folder / "checkpoints").glob("*/config.json"), run.model / "config.json"]
+    assert len(configs) == 13
+    assert [json.loads(path.read_text())["classifier_pooling"] for path in configs] == ["mean"] * 13

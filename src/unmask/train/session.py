@@ -22,7 +22,7 @@ from ..data.manifest import write_manifest
 from ..data.prefetch import prefetch
 from ..data.whole import alone, identity, write_text
 from ..errors import CheckpointError, RunError
-from ..model.load import save_model
+from ..model.load import save_model, with_own_config
 from ..rng import rng
 from . import lora, optim
 from .background import Background
@@ -308,7 +308,7 @@ class Session:
         }
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = self.objective.rank(info["heldout"]) if info["heldout"] else None
-        self.saving.start(functools.partial(self.write, model, *copies, copy.deepcopy(info), loss))
+        self.saving.start(functools.partial(self.write, with_own_config(model), *copies, copy.deepcopy(info), loss))
 
     def write(self, model: Any, tensors: Snapshot, weights: Snapshot, info: dict[str, Any], loss: float | None) -> None:
         """Write a checkpoint of what was copied, in the first process; the others send what they hold."""
