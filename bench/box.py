@@ -193,7 +193,8 @@ so do `AutoModelForMaskedLM.from_pretrained` and `pipeline("fill-mask")`. How it
 {chr(10).join(adaptation(kept))}
 
 Intervals: 95%, bootstrap over documents or items. A masked perplexity is that of 15% masked tokens of this vocabulary: it compares with no
-other vocabulary's, and is not the perplexity of a model that reads from left to right. Fine-tuned figures are of one seed.
+other vocabulary's, and is not the perplexity of a model that reads from left to right. Fine-tuned figures are of one seed, but for SST-2;
+GoEmotions, and SST-2 of the untrained model, may be too low (docs/box.md says why).
 
 {own}"""
 
