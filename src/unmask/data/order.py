@@ -33,7 +33,7 @@ class KeptOrder:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         self.writes = True  # of several processes one alone does
-        self._read: dict[Path, dict[str, Any] | None] = {}  # what was checked before; None: damaged
+        self._infos: dict[Path, dict[str, Any] | None] = {}  # what was checked before; None: damaged
 
     def num_packs(self) -> int | None:
         """Return how many packs an epoch has, if any epoch is kept."""
@@ -60,7 +60,7 @@ class KeptOrder:
                 info = {"key": self.key, "epoch": epoch, "num_packs": num_packs}
                 (partial / INFO).write_text(json.dumps(info) + "\n", encoding="utf-8")
                 write_manifest(partial)
-            self._read.pop(target, None)
+            self._infos.pop(target, None)
             for old in self._folders()[EPOCHS:]:
                 shutil.rmtree(old)
         except (OSError, UnmaskError) as error:
@@ -73,15 +73,15 @@ class KeptOrder:
 
     def _kept(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         for folder in self._folders():
-            if folder not in self._read:
+            if folder not in self._infos:
                 try:
                     if not (folder / MANIFEST).is_file():
                         raise CheckpointError(f"its {MANIFEST} is missing")
                     check_manifest(folder)
-                    self._read[folder] = json.loads((folder / INFO).read_text(encoding="utf-8"))
+                    self._infos[folder] = json.loads((folder / INFO).read_text(encoding="utf-8"))
                 except (OSError, ValueError) as error:
                     log.warning("the order of an epoch in '%s' is not whole, and is made again: %s", folder, error)
-                    self._read[folder] = None
-            info = self._read[folder]
+                    self._infos[folder] = None
+            info = self._infos[folder]
             if info is not None and info["key"] == self.key:
                 yield folder, info

@@ -62,7 +62,6 @@ def one_row_a_text(model: PreTrainedModel, batch: PackedBatch, segments: Segment
 
     That token is the segment's row at its label, or the mean of its rows. Where the body has a pooler the row is taken before it.
     """
-    config: Any = model.config
     body: Any = model.base_model
     inside = body.encoder if getattr(body, "pooler", None) is not None else body
     mean = pooling(model) == "mean"
@@ -72,14 +71,8 @@ def one_row_a_text(model: PreTrainedModel, batch: PackedBatch, segments: Segment
             return _means(hidden[0], batch)[:, None]
         return (hidden[0] if segments.rows_taken else hidden[0].index_select(0, batch.label_positions))[:, None]
 
-    if mean:
-        config.classifier_pooling = "cls"  # of texts of one token it is the mean, and needs no mask
-    try:
-        with _body_gives(inside, texts):
-            yield
-    finally:
-        if mean:
-            config.classifier_pooling = "mean"
+    with _body_gives(inside, texts):
+        yield
 
 
 def _means(hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -128,8 +121,9 @@ def forward_packed(model: PreTrainedModel, batch: PackedBatch, *, spare: bool = 
     if kind == "tokens" and rows.device.type == "cpu" and 0 < len(rows) != len(batch.cu_seqlens) - 1:
         rows = torch.cat([rows, rows[-1:].expand(rounded(len(rows)) - len(rows))])
     segments = Segments(batch.cu_seqlens, batch.max_seqlen, None if kind == "mean" else rows)
-    # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it
-    no_mask = batch.input_ids.new_empty(1, 1, 1, 1)
+    # a mask of four dimensions is taken as it comes by transformers' mask making, and packed attention does not look at it; a head that
+    # pools by the mean does: of texts of one token, by ones, it is that token
+    no_mask = batch.input_ids.new_ones(1, 1, 1, 1)
     types = {} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}
     seen = only_rows(model, rows, segments) if kind == "tokens" else one_row_a_text(model, batch, segments)
     with seen, share_first_layer(model, batch):
@@ -142,8 +136,8 @@ def _logits(output: Any) -> Tensor:
     """Return the rows of a model's output, (N, V)."""
     if "start_logits" in output:
         return torch.stack((output["start_logits"][0], output["end_logits"][0]), -1)
-    logits = output["logits"]
-    return logits[0] if logits.ndim == 3 else logits
+    logits: Tensor = output["logits"]
+    return logits.flatten(0, -2)
 
 
 def _forward_padded(model: PreTrainedModel, batch: PackedBatch) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -253,14 +252,6 @@ def save_model(
     except (OSError, SafetensorError) as error:
         raise RunError(f"the model could not be written to '{folder}': {error}; make room or name another folder") from error
     return folder
-
-
-def with_own_config(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of the same weights whose config stays as it is now: a pass in another thread changes the model's own for a moment."""
-    plain: PreTrainedModel = getattr(model, "_orig_mod", model)
-    twin: PreTrainedModel = object.__new__(type(plain))  # FSDP's classes cannot be copied
-    twin.__dict__.update(plain.__dict__, config=copy.deepcopy(plain.config))
-    return twin
 
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> None:

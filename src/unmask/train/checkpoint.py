@@ -50,6 +50,12 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read '{self.folder / TENSORS}': {error}") from error
 
+    def export(self, folder: Path) -> None:
+        """Copy the model, without what only training needs, into a folder."""
+        for path in self.folder.iterdir():
+            if path.name not in (TENSORS, INFO, MANIFEST, COMPLETE):
+                shutil.copyfile(path, folder / path.name)
+
 
 class Checkpoints:
     """The checkpoints of a run, in folders `step-00000100`; those beyond `save_total_limit` are deleted, oldest first, never the best."""

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from ..data.manifest import write_manifest
 from ..data.prefetch import prefetch
 from ..data.whole import alone, identity, write_text
 from ..errors import CheckpointError, RunError
-from ..model.load import save_model, with_own_config
+from ..model.load import save_model
 from ..rng import rng
 from . import lora, optim
 from .background import Background
-from .checkpoint import COMPLETE, INFO, MANIFEST, TENSORS, Checkpoint, Checkpoints, write_folder
+from .checkpoint import Checkpoint, Checkpoints, write_folder
 from .compiling import compile_layers
 from .distributed import World, join
 from .guard import WINDOW, Diverged, Guard
@@ -308,7 +307,7 @@ class Session:
         }
         info["heldout"] = self.metrics if self.last_evaluation[0] == state.step else None
         loss = self.objective.rank(info["heldout"]) if info["heldout"] else None
-        self.saving.start(functools.partial(self.write, with_own_config(model), *copies, copy.deepcopy(info), loss))
+        self.saving.start(functools.partial(self.write, model, *copies, copy.deepcopy(info), loss))
 
     def write(self, model: Any, tensors: Snapshot, weights: Snapshot, info: dict[str, Any], loss: float | None) -> None:
         """Write a checkpoint of what was copied, in the first process; the others send what they hold."""
@@ -376,7 +375,7 @@ class Session:
         metrics: dict[str, Any] = {}
 
         def fill(folder: Path) -> None:
-            export(chosen, folder)
+            chosen.export(folder)
             metrics.update(self.objective.finish(folder, dict(chosen.info["heldout"] or {}), totals, self.info))
             write_manifest(folder)
 
@@ -384,13 +383,6 @@ class Session:
         write_text(self.folder / "metrics.json", json.dumps(finite(metrics), indent=1, allow_nan=False) + "\n")
         self.log.write({"event": "end", "step": self.state.step, "chosen": chosen.step})
         return metrics
-
-
-def export(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy a checkpoint's model, without what only training needs, into a folder."""
-    for path in checkpoint.folder.iterdir():
-        if path.name not in (TENSORS, INFO, MANIFEST, COMPLETE):
-            shutil.copyfile(path, folder / path.name)
 
 
 def tell(text: str) -> None:
