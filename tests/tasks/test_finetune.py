@@ -134,6 +134,15 @@ def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
     assert seeds["numbers"]["macro_f1"]["mean"] == pytest.approx(np.mean(values)) and seeds["numbers"]["macro_f1"]["count"] == 3
     assert seeds["best_seed"] == int(np.argmax(values)) and run.metrics["macro_f1"]["value"] == max(values)
     assert_bit_equal(weights(folder), weights(folder / f"seed-{seeds['best_seed']}"))
+    measured = unmask.evaluate_task(folder, labelled_file, resamples=0, output=tmp_path / "measured")
+    each = [unmask.evaluate_task(folder / f"seed-{seed}", labelled_file, resamples=0).metrics["macro_f1"]["value"] for seed in range(3)]
+    assert list(measured.metrics["seeds"]["values"].values()) == each and measured.metrics["seeds"]["metric"] == "macro_f1"
+    assert measured["macro_f1"] == each[seeds["best_seed"]]
+    assert "chosen on other examples" in (tmp_path / "measured" / "report.html").read_text()
+    (folder / "seed-0" / "model").rename(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="run of 3 seeds"):
+        unmask.evaluate_task(folder, labelled_file)
+    (tmp_path / "gone").rename(folder / "seed-0" / "model")
     assert not torch.equal(weights(folder / "seed-0")["classifier.weight"], weights(folder / "seed-1")["classifier.weight"])
     shutil.rmtree(folder / "seed-2")
     again = unmask.resume(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .finetune import print_numbers
+from .finetune import print_numbers, print_seeds
 
 
 def run_task(model: str, data: list[str] | None, foreign: dict[str, Any], *, as_json: bool, output: Path | None, **settings: Any) -> None:
@@ -24,5 +24,6 @@ def run_task(model: str, data: list[str] | None, foreign: dict[str, Any], *, as_
         print(json.dumps(found.metrics, ensure_ascii=False, indent=1))
     else:
         print_numbers(found.metrics)
+        print_seeds(found.metrics)
     if output is not None:
         print(f"written to {output}", file=sys.stderr)

@@ -103,14 +103,19 @@ def ended(run: Run, as_json: bool) -> int:
         print(json.dumps(finite({"run": str(run.folder), "model": str(run.model), "report": str(report), **run.metrics}), allow_nan=False))
         return 0
     print_numbers(run.metrics)
-    seeds = run.metrics.get("seeds")
-    if seeds:
-        entry = seeds["numbers"][run.metrics["best"]]
-        low = "" if entry["low"] is None else f" (95% {entry['low']:.4f} to {entry['high']:.4f})"
-        mean = "–" if entry["mean"] is None else f"{entry['mean']:.4f}"
-        print(f"over {entry['count']} seeds: {run.metrics['best']} {mean}{low}; kept is seed {seeds['best_seed']}")
+    print_seeds(run.metrics)
     print(f"model   {run.model}\nreport  {report}")
     return 0
+
+
+def print_seeds(metrics: dict[str, Any]) -> None:
+    """Print what the runs of several seeds come to, where there are several."""
+    seeds = metrics.get("seeds")
+    if seeds:
+        entry = seeds["numbers"][seeds["metric"]]
+        low = "" if entry["low"] is None else f" (95% {entry['low']:.4f} to {entry['high']:.4f})"
+        mean = "–" if entry["mean"] is None else f"{entry['mean']:.4f}"
+        print(f"over {entry['count']} seeds: {seeds['metric']} {mean}{low}; kept is seed {seeds['best_seed']}")
 
 
 def print_numbers(metrics: dict[str, Any]) -> None:

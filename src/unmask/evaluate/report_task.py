@@ -98,11 +98,12 @@ def seeds(metrics: Mapping[str, Any]) -> str:
         if entry["mean"] is not None:
             low = "–" if entry["low"] is None else f"{entry['low']:.4f} to {entry['high']:.4f}"
             std = "–" if entry["std"] is None else f"{entry['std']:.4f}"
-            rows.append((name, [f"{entry['mean']:.4f}", std, low], name == metrics["best"]))
+            rows.append((name, [f"{entry['mean']:.4f}", std, low], name == found.get("metric", metrics.get("best"))))
+    kept = "its numbers below are those of the best of several, and a little too good for that reason"
     note = (
         f"{len(found['values'])} runs that differ in their seed (the new head, the order of examples, dropout). The interval is that of "
-        f"their mean. The model that is kept is that of seed {found['best_seed']}; its numbers below are those of the best of several, "
-        "and a little too good for that reason."
+        f"their mean. The model that is kept is that of seed {found['best_seed']}; "
+        f"{kept if 'training' in metrics else 'it was chosen on other examples, and the numbers below are its own'}."
     )
     table = numbers(("", "mean", "std", "95% interval"), rows)
     return f'<section><h2>Over seeds</h2>{table}<p class="note">{escape(note)}</p></section>'

@@ -18,7 +18,7 @@ from ..tasks import finetune as runs
 from ..tasks.card import RESULTS
 from ..tasks.findings import Findings
 from ..tasks.kinds import task, task_of, without_task
-from ..tasks.objective import TaskObjective
+from ..tasks.objective import TaskObjective, point
 from ..tasks.predictor import Predictor, Scores
 from ..tasks.recipe import TaskData
 from ..train.card import with_section
@@ -48,6 +48,7 @@ def evaluate_task(
     """Return the numbers of a fine-tuned model on labelled data, each with its count and a 95% interval over items.
 
     `model` is a model folder, an exported one or a run's folder; `reading` are fields of TaskData (format, text_column, on_bad ...).
+    Of a run of several seeds the models of all are measured: the numbers are the kept one's, and "seeds" says how far they differ.
     `output` is a folder for metrics.json, predictions.jsonl and report.html. `on` is a Cluster that predicts.
     Raises: ConfigError for a model that is fine-tuned for no task; DataError, CheckpointError.
     """
@@ -66,6 +67,14 @@ def evaluate_task(
     results = list(predictor.stream(items))
     found = evaluation(predictor, items, results, predictor.score(items, results), findings, resamples=resamples, seed=seed)
     found.metrics["data"] = names(sources)
+    seeds = runs.seed_models(model)
+    if seeds:
+        models, compared, best = seeds
+        numbers = {}
+        for number, one in models.items():
+            other = kind.predictor_type.load(one, device=device, on=on, **how)
+            numbers[number] = point(other.score(items, list(other.stream(items))), len(items))
+        found.metrics["seeds"] = runs.over_seeds(numbers, compared, best)
     if folder is not None:
         found.save(folder)
         write_report(folder)

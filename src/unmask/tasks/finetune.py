@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,14 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
     name = found[0][2].get("best")
     if name is None:
         raise ConfigError(NOT_COMPARED)
-    values = {seed: value_of(metrics, name) for seed, _, metrics in found}
     rank = {seed: metrics["training"]["rank"] for seed, _, metrics in found}  # null: its number could not be had
     best, inner, metrics = min(found, key=lambda one: (rank[one[0]] is None, rank[one[0]] or 0.0, one[0]))
     names = [key for key in metrics if isinstance(metrics[key], dict) and "value" in metrics[key]]
-    spread = {key: over_seeds([value_of(one, key) for _, _, one in found]) for key in names}
+    numbers = {seed: {key: value_of(one, key) for key in names} for seed, _, one in found}
     write_folder(folder / "model", lambda partial: shutil.copytree(inner / "model", partial, dirs_exist_ok=True))
     for file in ("predictions.jsonl", "log.jsonl", "environment.json"):
         shutil.copyfile(inner / file, folder / file)
-    metrics = {**metrics, "seeds": {"best_seed": best, "values": {str(seed): value for seed, value in values.items()}, "numbers": spread}}
+    metrics = {**metrics, "seeds": over_seeds(numbers, name, best)}
     write_text(folder / METRICS, json.dumps(finite(metrics), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return Run(folder, metrics, metrics["training"]["step"])
 
@@ -145,7 +144,32 @@ def value_of(metrics: dict[str, Any], name: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, float | int | None]:
+def over_seeds(numbers: Mapping[int, Mapping[str, float]], name: str, best: int) -> dict[str, Any]:
+    """Return how far the runs of several seeds differ; `name` is the number that they are compared by, `best` the seed that is kept."""
+    return {
+        "best_seed": best,
+        "metric": name,
+        "values": {str(seed): found[name] for seed, found in numbers.items()},
+        "numbers": {key: spread([found[key] for found in numbers.values()]) for key in numbers[best]},
+    }
+
+
+def seed_models(folder: str | Path) -> tuple[dict[int, Path], str, int] | None:
+    """Return the model folder of every seed of a run, what they are compared by and the one that is kept; None for anything else."""
+    path = Path(folder).expanduser()
+    if not (path / CONFIG).is_file() or not (path / METRICS).is_file():
+        return None
+    metrics = _metrics(path / METRICS)
+    if "seeds" not in metrics:
+        return None
+    found = {int(number): path / f"seed-{number}" / "model" for number in metrics["seeds"]["values"]}
+    gone = [str(one) for one in found.values() if not one.is_dir()]
+    if gone:
+        raise CheckpointError(f"'{folder}' is a run of {len(found)} seeds, and {', '.join(gone)} is not there; name '{path / 'model'}'")
+    return found, metrics["best"], metrics["seeds"]["best_seed"]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int | None]:
     """Return mean, standard deviation and the 95% interval of the mean (Student's t) of a number over seeds."""
     from scipy.stats import t
 
