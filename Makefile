@@ -19,9 +19,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(VENV)/bin/unmask demo --output runs/demo
 
-# the models of the tests are so small that a second thread only makes the first one wait
+# the models of the tests are so small that a second thread only makes the first one wait: two processes share the tests instead
 test: setup
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true $(VENV)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=true $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 # those too that take a minute each: several nodes and training on a Ray cluster
 test-slow: setup
