@@ -119,6 +119,53 @@ def test_short_and_long_segments_are_the_same_either_way(short, precision, small
     assert_same_gradients(ours, stock, atol=1e-5 if precision == "fp32" else 1e-2)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("bare", [(), (1, 6)])  # segments of which nothing is read
+def test_one_query_a_segment(name, bare, small_model):
+    stock, ours = pair(small_model, name)
+    texts = documents()
+    places = [[] if number in bare else [number % len(text)] for number, text in enumerate(texts)]
+    batch = pack(ours, texts, places)
+    want, got = plain(stock, texts, places), forward_packed(ours, batch)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * max(1.0, float(want.detach().abs().max())))
+    loss(want, batch).backward()
+    loss(got, batch).backward()
+    assert_same_gradients(ours, stock, atol=1e-5)
+
+
+def test_one_query_a_segment_drops_attention_as_torch_does(small_model, monkeypatch):
+    _, ours = pair(small_model, "bert")
+    texts = documents()
+    attention = tail.last_layer(ours).attention.self
+    batch = pack(ours, texts, [[0]] * len(texts))
+    segments, hidden = packed.Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions), torch.randn(1, batch.num_tokens, 64)
+    ours.train()
+    attention.dropout.p = 0.5
+    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: torch.full(shape, 2 * share, dtype=dtype))
+    kept = tail._lone_queries(attention, hidden, segments)
+    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: torch.full(shape, share, dtype=dtype))
+    torch.testing.assert_close(tail._lone_queries(attention, hidden, segments), kept / 2)  # the value's bias, too
+    attention.eval()
+    torch.testing.assert_close(tail._lone_queries(attention, hidden, segments), kept)
+
+
+def test_layers_that_are_more_than_their_weights_are_called(small_model):
+    pytest.importorskip("peft")
+    from unmask.train import lora
+
+    _, ours = pair(small_model, "bert")
+    lora.inject(ours, lora.LoraConfig(r=2, target_modules=("query", "key", "value")), seed=0)
+    with torch.no_grad():
+        for parameter in lora.tensors(ours).values():
+            parameter.normal_(std=0.3)
+    texts = documents()
+    batch = pack(ours, texts, [[0]] * len(texts))
+    want = forward_packed(lora.merged(ours), batch)
+    torch.testing.assert_close(forward_packed(ours, batch), want, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(forward_packed(ours, batch), want, rtol=1e-3, atol=1e-3)
+
+
 def test_rows_to_spare_come_last(small_model):
     _, ours = pair(small_model, "bert")
     batch = pack(ours, documents())

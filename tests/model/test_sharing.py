@@ -88,8 +88,10 @@ def test_with_gradients_or_other_texts_nothing_is_shared(small_model, name):
 def test_lone_rows():
     bounds = torch.tensor([0, 3, 6, 10, 14, 15], dtype=torch.int32)
 
-    def runs(rows):
-        return Segments(bounds, 4, torch.tensor(rows)).lone_rows()
+    def lone(*rows):
+        found = Segments(bounds, 4, torch.tensor(rows)).lone_rows()
+        return found and [one.tolist() for one in found]
 
-    assert runs([0, 5, 6, 13, 14]) == [(0, 2, 3), (6, 2, 4), (14, 1, 1)]
-    assert runs([0, 1, 6, 13, 14]) is None and runs([0, 5, 6, 13]) is None and Segments(bounds, 4).lone_rows() is None
+    assert lone(0, 5, 6, 13, 14) == [[0, 5, 6, 13, 14], [0, 1, 2, 3, 4]]
+    assert lone(5, 13) == [[0, 5, 6, 13, 14], [1, 3]]
+    assert lone(0, 1, 6) is None and lone(6, 0) is None and Segments(bounds, 4).lone_rows() is None

@@ -19,7 +19,8 @@ from transformers.masking_utils import sdpa_mask
 
 from ..errors import RunError
 from . import dropout as dropouts
-from . import tail
+from . import projection, tail
+from .gather import Gather, Scatter
 
 PACKED = "unmask_packed"
 SHORT = 64  # up to this length products are made in fp32: in bf16 a kernel is compiled for every new shape, for longer than they take
@@ -40,7 +41,7 @@ class Segments:
         self.rows = rows  # (N,): the rows of the last layer that will be read, where that is known
         self.rows_taken = False  # whether the last layer has already given those rows alone (see tail.py)
         self._masks: dict[tuple[int, torch.dtype, int | None], Tensor | None] = {}
-        self._index: dict[int, tuple[Tensor, Tensor]] = {}
+        self._index: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         if cu_seqlens.device.type == "cpu":
             self._group(cu_seqlens.numpy().astype(np.int64))
 
@@ -49,6 +50,7 @@ class Segments:
         order = np.argsort(-lengths, kind="stable")
         self.blocks: list[tuple[int, int, int]] = []
         self.lengths: list[np.ndarray] = []
+        self.members: list[np.ndarray] = []
         cells, start, offset = [], 0, 0
         while start < len(order):
             longest = lengths[order[start]]
@@ -64,35 +66,42 @@ class Segments:
             cells.append(np.where(inside, bounds[members][:, None] + steps, -1))
             self.blocks.append((offset, len(members), int(longest)))
             self.lengths.append(lengths[members])
+            self.members.append(members)
             offset += len(members) * int(longest)
             start = stop
         self._cells = cells
 
-    def lone_rows(self) -> list[tuple[int, int, int]] | None:
-        """Return the runs of segments of one length, (first token, segments, length); None unless one row of each is read, on the CPU."""
-        if self.rows is None or self.rows.device.type != "cpu" or len(self.rows) != len(self.cu_seqlens) - 1:
-            return None
-        bounds, rows = self.cu_seqlens.numpy(), self.rows.numpy()
-        if (rows < bounds[:-1]).any() or (rows >= bounds[1:]).any():
-            return None
-        lengths = np.diff(bounds)
-        firsts = np.flatnonzero(np.diff(lengths, prepend=0))
-        counts = np.diff(firsts, append=len(lengths))
-        return [(int(bounds[first]), int(count), int(lengths[first])) for first, count in zip(firsts, counts, strict=True)]
+    def lone_rows(self) -> tuple[Tensor, Tensor] | None:
+        """Return a row of every segment, (S,), and which segments' are read, (N,); None where more than one is read of any.
 
-    def index(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Return `gather` (P * heads,), which takes (T * heads) rows to blocks of (B, heads, L), and `scatter` (T * heads,), the way back.
-
-        A cell that only fills a block up gathers row 0, and is never scattered.
+        Of a segment of which none is read (one that only fills the pack up) it is the first. Also None elsewhere than on the CPU.
         """
-        if heads not in self._index:
+        if self.rows is None or self.rows.device.type != "cpu" or not 0 < len(self.rows) < len(self.cu_seqlens):
+            return None
+        owners = torch.searchsorted(self.cu_seqlens.long(), self.rows, right=True) - 1
+        if not bool((owners.diff() > 0).all()):
+            return None
+        return self.cu_seqlens[:-1].long().index_copy(0, owners, self.rows), owners
+
+    def index(self, heads: int, parts: int = 1) -> tuple[Tensor, Tensor]:
+        """Return `gather` (parts * P * heads,): (T * parts * heads) rows to blocks of (B, heads, L), those of one part after another's.
+
+        And `scatter` (T * parts * heads,), the way back. A cell that only fills a block up gathers row 0, and is never scattered.
+        """
+        if (heads, parts) not in self._index:
             head = np.arange(heads)[None, :, None]
-            flat = np.concatenate([np.where(block[:, None] >= 0, block[:, None] * heads + head, -1).ravel() for block in self._cells])
+            width = parts * heads
+            one = np.concatenate([np.where(block[:, None] >= 0, block[:, None] * width + head, -1).ravel() for block in self._cells])
+            flat = np.concatenate([np.where(one >= 0, one + part * heads, -1) for part in range(parts)])
             filled = np.flatnonzero(flat >= 0)
             scatter = np.empty(len(filled), dtype=np.int64)
             scatter[flat[filled]] = filled
-            self._index[heads] = torch.from_numpy(np.maximum(flat, 0)), torch.from_numpy(scatter)
-        return self._index[heads]
+            self._index[heads, parts] = torch.from_numpy(np.maximum(flat, 0)), torch.from_numpy(scatter)
+        return self._index[heads, parts]
+
+    def sizes(self, heads: int) -> list[int]:
+        """Return how many rows of each group's block the gathered ones hold."""
+        return [count * length * heads for _, count, length in self.blocks]
 
     def mask(self, group: int, dtype: torch.dtype, window: int | None) -> Tensor | None:
         """Return what is added to the scores of a group, (B or 1, 1, L or 1, L); None where every token sees every other."""
@@ -112,35 +121,6 @@ class Segments:
                 allowed = near if allowed is None else (near & allowed) | torch.eye(longest, dtype=torch.bool)
             self._masks[key] = None if allowed is None else torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf)
         return self._masks[key]
-
-
-class _Gather(torch.autograd.Function):
-    """x[gather], whose gradient is gathered too: every row that counts is used once, so nothing has to be added up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
-        ctx.save_for_backward(scatter)
-        return x.index_select(0, gather)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (scatter,) = ctx.saved_tensors
-        return grads[0].index_select(0, scatter), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """The way back, y[scatter]; the gradient of the cells that only filled a block up is zero."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, scatter: Tensor) -> Tensor:
-        ctx.save_for_backward(scatter)
-        ctx.num_rows = y.shape[0]
-        return y.index_select(0, scatter)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (scatter,) = ctx.saved_tensors
-        return grads[0].new_zeros(ctx.num_rows, *grads[0].shape[1:]).index_copy_(0, scatter, grads[0]), None
 
 
 class _Attend(torch.autograd.Function):
@@ -206,25 +186,36 @@ def _attend_cpu(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
     heads, size = query.shape[1], query.shape[3]
-    scale = size**-0.5 if scaling is None else scaling
     gather, scatter = segments.index(heads)
+    blocks = [Gather.apply(x[0].transpose(0, 1).reshape(-1, size), gather, scatter) for x in (query, key, value)]
+    return attend_blocks(blocks, segments, heads, size**-0.5 if scaling is None else scaling, dropout, window)
+
+
+def attend_blocks(blocks: list[Tensor], segments: Segments, heads: int, scale: float, dropout: float, window: int | None = None) -> Tensor:
+    """Attend within the segments on the CPU.
+
+    Shapes: P cells; `blocks`, as `Segments.index` gathers them, are one of (3 * P * heads, head size) or three of (P * heads, head size),
+    queries, keys, values; returns (1, T, heads, head size).
+    """
+    size, dtype = blocks[0].shape[-1], blocks[0].dtype
+    if max(length for _, _, length in segments.blocks) <= SHORT:  # all of it in one go
+        blocks = [block.float() for block in blocks]
     # split, not sliced: the gradients of slices are added up in full-size zeros, one for each
-    sizes = [count * length * heads for _, count, length in segments.blocks]
-    q, k, v = (_Gather.apply(x[0].transpose(0, 1).reshape(-1, size), gather, scatter).split(sizes) for x in (query, key, value))
+    sizes = segments.sizes(heads)
+    parts = [part for block in blocks for part in block.split(sizes * (3 // len(blocks)))]
     outputs = []
     for group, (_, count, length) in enumerate(segments.blocks):
-        kind = torch.float32 if length <= SHORT else query.dtype
+        q, k, v = parts[group :: len(sizes)]
+        kind = torch.float32 if length <= SHORT else dtype
         mask = segments.mask(group, kind, window)
-        if length > LONG or (length >= FUSED and query.dtype == torch.float32 and not torch.is_grad_enabled()):
-            fq, fk, fv = (x[group].view(count, heads, length, size) for x in (q, k, v))
-            fused = F.scaled_dot_product_attention(fq, fk, fv, attn_mask=mask, dropout_p=dropout, scale=scale)
-            outputs.append(fused.reshape(-1, size))
+        if length > LONG or (length >= FUSED and dtype == torch.float32 and not torch.is_grad_enabled()):
+            fq, fk, fv = (x.view(count, heads, length, size) for x in (q, k, v))
+            outputs.append(F.scaled_dot_product_attention(fq, fk, fv, attn_mask=mask, dropout_p=dropout, scale=scale).reshape(-1, size))
         else:
-            blocks = (x[group].view(count * heads, length, size).to(kind) for x in (q, k, v))
             with torch.autocast("cpu", enabled=False):
-                attended = _Attend.apply(*blocks, mask, scale, heads, dropout)
-            outputs.append(attended.to(query.dtype).view(-1, size))
-    return _Scatter.apply(torch.cat(outputs), scatter).view(1, -1, heads, size)
+                attended = _Attend.apply(*(x.view(count * heads, length, size).to(kind) for x in (q, k, v)), mask, scale, heads, dropout)
+            outputs.append(attended.to(parts[0].dtype).view(-1, size))
+    return Scatter.apply(torch.cat(outputs).to(dtype), segments.index(heads)[1]).view(1, -1, heads, size)
 
 
 def _attend_cuda(
@@ -264,6 +255,7 @@ def enable_packing(model: PreTrainedModel) -> bool:
     if possible:
         model.set_attn_implementation(PACKED)
         tail.install(model)
+        projection.install(model)
         dropouts.install(model)
     return possible
 

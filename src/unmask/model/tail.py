@@ -11,9 +11,13 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from .dropout import noise
+from .gather import Gather
 
 if TYPE_CHECKING:
     from .attention import Segments
@@ -21,36 +25,51 @@ if TYPE_CHECKING:
 
 def _post_norm(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:
     """BERT's layer: add and norm after attention, add and norm after the feed-forward block."""
-    context = _lone_queries(layer.attention.self, hidden, rows, kwargs["segments"])
+    context = _lone_queries(layer.attention.self, hidden, kwargs["segments"])
     if context is None:
         context = layer.attention.self(hidden, attention_mask=attention_mask, **kwargs)[0].index_select(1, rows)
     attended = layer.attention.output(context, hidden.index_select(1, rows))
     return layer.feed_forward_chunk(attended)
 
 
-def _lone_queries(attention: Any, hidden: Tensor, rows: Tensor, segments: Segments) -> Tensor | None:
-    """Return what the one token that is read of each segment attends to, None where others are read too or gradients are wanted.
+def _lone_queries(attention: Any, hidden: Tensor, segments: Segments) -> Tensor | None:
+    """Return what the one token that is read of each segment attends to, None where more than one is read of any.
 
     With one query a segment no token needs a key or a value: q (W_k h) = (q W_k) h, so the projections move from the tokens to the query
-    and to what it has seen. The key's bias adds the same to all scores of a query, and falls out.
-    Shapes: S segments; hidden (1, T, D), result (1, S, D).
+    and to what it has seen.
+    Shapes: S segments, of which N are read; hidden (1, T, D), result (1, N, D).
     """
-    runs = None if torch.is_grad_enabled() else segments.lone_rows()
-    if runs is None:
+    parts = attention.key, attention.value
+    lone = segments.lone_rows()
+    if lone is None or any(type(part) is not nn.Linear for part in parts):  # LoRA's layers are more than their weights
         return None
+    rows, owners = lone
     heads, size = attention.num_attention_heads, attention.attention_head_size
     query = attention.query(hidden[0].index_select(0, rows)).float().view(-1, heads, size)
-    with torch.autocast("cpu", enabled=False):  # in bf16 a kernel is compiled for every new shape, and runs have many
-        key, value = (part.weight.float().view(heads, size, -1) for part in (attention.key, attention.value))
-        asked = torch.bmm(query.transpose(0, 1), key).transpose(0, 1)
-        seen, segment = [], 0
-        for start, count, length in runs:
-            tokens = hidden[0, start : start + count * length].float().view(count, length, -1)
-            scores = torch.bmm(asked[segment : segment + count], tokens.transpose(1, 2)) * size**-0.5
-            seen.append(torch.bmm(torch.softmax(scores, -1), tokens))
-            segment += count
-        values = torch.bmm(torch.cat(seen).transpose(0, 1), value.transpose(1, 2))
-        return (values.transpose(0, 1).reshape(segment, -1) + attention.value.bias)[None].to(hidden.dtype)
+    share = attention.dropout.p if attention.training else 0.0
+    with torch.autocast("cpu", enabled=False):  # in bf16 a kernel is compiled for every new shape, and there are many
+        (key, key_bias), (value, value_bias) = (
+            (part.weight.float().view(heads, size, -1), part.bias.float().view(heads, size)) for part in parts
+        )
+        order = torch.from_numpy(np.concatenate(segments.members))
+        query = query.index_select(0, order)
+        counts = [count for _, count, _ in segments.blocks]
+        asked = torch.bmm(query.transpose(0, 1), key).transpose(0, 1).split(counts)
+        same = (query * key_bias).sum(-1, keepdim=True).split(counts)  # the key's bias: the same for all that a query sees
+        cells = Gather.apply(hidden[0], *segments.index(1)).float().split([count * length for _, count, length in segments.blocks])
+        seen, total = [], []
+        for group, (_, count, length) in enumerate(segments.blocks):
+            tokens = cells[group].view(count, length, -1)
+            scores = (torch.bmm(asked[group], tokens.transpose(1, 2)) + same[group]) * size**-0.5
+            mask = segments.mask(group, torch.float32, None)
+            weights = torch.softmax(scores if mask is None else scores + mask[:, 0], -1)
+            if share:
+                weights = weights * noise(weights.shape, share, weights.dtype)
+            seen.append(torch.bmm(weights, tokens))
+            total.append(weights.sum(-1))
+        values = torch.bmm(torch.cat(seen).transpose(0, 1), value.transpose(1, 2)).transpose(0, 1)
+        values = values + torch.cat(total)[..., None] * value_bias
+        return values.index_select(0, order.argsort()[owners]).reshape(1, -1, heads * size).to(hidden.dtype)
 
 
 def _modernbert(layer: Any, hidden: Tensor, attention_mask: Tensor | None, rows: Tensor, **kwargs: Any) -> Tensor:
