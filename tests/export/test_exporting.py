@@ -239,6 +239,8 @@ def test_a_number_that_should_be_low_may_grow_by_a_share():
     numbers = ((0.5, 1, 2.0), (0.52, 2, 1.0), (0.56, 2, 1.0))
     before, near, far = (replace(row("", None, *speed), task_metric=value) for value, *speed in numbers)
     assert faults([before, near], 0.1, "rmse", False) == []
+    (lost,) = faults([before, near], 0.1, "rmse", False, {"micro_f1": (0.8, 0.6), "macro_f1": (0.8, 0.75)})
+    assert "loses 0.2000 of the micro f1" in lost
     (grown,) = faults([before, far], 0.1, "rmse", False)
     assert "it loses 0.1200 of the rmse" in grown
 

@@ -112,6 +112,8 @@ def check_gate(run, metric, folder, value):
     else:
         report = json.loads((folder / "export.json").read_text())
         assert report["metric"] == metric and report["num_items"] == run.metrics["num_examples"] and found.report == report
+        points = {metric, "micro_f1"} if metric == METRICS["multi"] else {metric}
+        assert all(found.keys() == points for found in report["points"].values())
         assert report[f"change_of_{metric}"]["a"] == pytest.approx(before, abs=1e-4)
         assert f"| {metric} |" in (folder / "README.md").read_text()
 

@@ -72,7 +72,7 @@ def train(
             run_config=RunConfig(name="ray", storage_path=str(place), failure_config=FailureConfig(max_failures=restarts)),
         )  # fmt: skip
         logging.getLogger("ray").setLevel(logging.ERROR)
-        say(f"{workers} processes on {cluster}")
+        say(f"{workers} {'process' if workers == 1 else 'processes'} on {cluster}")
         with _watched(folder, say):
             try:
                 _fit(trainer, folder / "log.jsonl", place)

@@ -181,7 +181,9 @@ def _make(
     rows = gate.rows(engines, sizes, requests, points, metric, head=head)
     table = gate.table(rows, metric)
     report |= {"table": [row.to_dict() for row in rows], "machine": machine(), "versions": versions()}
-    wrong = gate.faults(rows, max_drop, metric, higher) if int8 else []
+    ways = list(points.values())
+    also = {name: (ways[0][name], ways[-1][name]) for name in (text.also if int8 and isinstance(text, Labelled) else ())}
+    wrong = gate.faults(rows, max_drop, metric, higher, also) if int8 else []
     if wrong:
         raise GateError(f"int8 is refused, and nothing was written: {'; '.join(wrong)}\n\n" + "\n".join(lines(table)))
     report |= {"head": head}

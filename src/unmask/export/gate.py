@@ -136,21 +136,27 @@ def quality(
     return {name: one.point for name, one in found.items()}, change.to_dict(), masks
 
 
-def faults(rows: list[Row], max_drop: float, metric: str = METRIC, higher: bool = True) -> list[str]:
+def faults(
+    rows: list[Row], max_drop: float, metric: str = METRIC, higher: bool = True, also: Mapping[str, tuple[float, float]] | None = None
+) -> list[str]:
     """Return why the last of the rows is not to be used in place of the others; nothing where it is good enough and faster.
 
-    Where a lower number is better, what is lost is its growth, as a share of it.
+    Where a lower number is better, what is lost is its growth, as a share of it. `also` are other numbers, of the first and the last
+    row, of which a higher one is better.
     """
-    *others, last = rows
-    before, after = ((row.masked_accuracy if metric == METRIC else row.task_metric) or 0.0 for row in (others[0], last))
+    *others, row = rows
+    before, after = ((one.masked_accuracy if metric == METRIC else one.task_metric) or 0.0 for one in (others[0], row))
     drop = before - after if higher else (after - before) / (before or 1.0)
-    wrong = []
-    if not drop <= max_drop:  # NaN, too
-        wrong.append(f"it loses {drop:.4f} of the {metric.replace('_', ' ')}, and {max_drop:g} is allowed (--max-drop)")
+    lost = {metric: drop, **{name: first - last for name, (first, last) in (also or {}).items()}}
+    wrong = [
+        f"it loses {drop:.4f} of the {name.replace('_', ' ')}, and {max_drop:g} is allowed (--max-drop)"
+        for name, drop in lost.items()
+        if not drop <= max_drop  # NaN, too
+    ]
     for other in others:
-        if last.tokens_per_second <= other.tokens_per_second:
+        if row.tokens_per_second <= other.tokens_per_second:
             wrong.append(f"many texts together are not faster than with {other.name}")
-        if last.p50_milliseconds >= other.p50_milliseconds:
+        if row.p50_milliseconds >= other.p50_milliseconds:
             wrong.append(f"one text alone is not faster than with {other.name}")
     return wrong
 

@@ -66,6 +66,11 @@ class Labelled:
         findings.refuse(settings.on_bad)
         return cls(predictor, items, metric)
 
+    @property
+    def also(self) -> tuple[str, ...]:
+        """What else int8 may not lose: of several labels a text, what thresholds make of probabilities, which ranking does not show."""
+        return ("micro_f1",) if getattr(self.predictor, "problem", None) == "multi" else ()
+
     def requests(self, number: int) -> list[Request]:
         """Return the sequences of the first items, as the model is asked when it predicts."""
         return list(islice(self.predictor.requests(self.predictor.encode(self.items[:number])), number))
@@ -84,11 +89,12 @@ class Labelled:
             scores = predictor.score(self.items, list(predictor.stream(self.items)))
             if name not in (known := scores.of(np.ones((1, count)))):
                 raise ConfigError(f"the run chose its best checkpoint by {name}, and these items give {', '.join(known)} only; name others")
-            points[way] = {name: float(known[name][0])}
+            points[way] = {one: float(known[one][0]) for one in (name, *self.also)}
             samples[way] = np.concatenate([scores.of(part[:, unit])[name] for part in weights(int(unit[-1]) + 1, RESAMPLES, 0)])
-            log(f"{way}: {name} {points[way][name]:.4f} on {count:,} labelled items in {time.perf_counter() - start:.1f} s")
+            others = "".join(f" ({one} {points[way][one]:.4f})" for one in self.also if one != name)
+            log(f"{way}: {name} {points[way][name]:.4f}{others} on {count:,} labelled items in {time.perf_counter() - start:.1f} s")
         first, last = next(iter(engines)), way
         change = difference(
             points[first][name], points[last][name], samples[first], samples[last], count=count, num_documents=count, resamples=RESAMPLES
         )
-        return points, change.to_dict(), {"metric": name, "num_items": count}
+        return points, change.to_dict(), {"metric": name, "num_items": count, "points": points}
