@@ -16,12 +16,12 @@ from unmask.model.attention import _Attend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_share_that_is_dropped_and_the_mean(probability, dtype):
     torch.manual_seed(0)
-    found = dropout.noise(torch.Size([7, 150_001]), probability, dtype)
+    found, factor = dropout.noise(torch.Size([7, 150_001]), probability, dtype)
     assert found.shape == (7, 150_001) and found.dtype == dtype and len(found.unique()) == 2 and found.min() == 0
     dropped = (found == 0).double()
     reach = 5 * (probability * (1 - probability) / found.numel()) ** 0.5
     assert abs(dropped.mean() - probability) < reach + 1 / dropout.LEVELS
-    assert float(found.max()) == pytest.approx(1 / (1 - probability), rel=1e-2)
+    assert float(found.max()) == 1 and factor == pytest.approx(1 / (1 - probability), rel=1e-2)
     # of four numbers that are drawn together each is as the others, and one says nothing of the next
     assert all(abs(dropped.view(-1)[place::4].mean() - probability) < 3 * reach for place in range(4))
     apart = (dropped.view(-1)[1:] * dropped.view(-1)[:-1]).mean() - probability**2
@@ -55,7 +55,7 @@ def test_gradients_of_attention_with_dropout(with_mask):
 
     assert torch.autograd.gradcheck(attend, parts)
     torch.manual_seed(3)
-    noise = dropout.noise(torch.Size([4, 5, 5]), 0.3, torch.float64)
+    stays, factor = dropout.noise(torch.Size([4, 5, 5]), 0.3, torch.float64)
     scores = parts[0] @ parts[1].transpose(1, 2) * 0.5
     scores = scores if mask is None else (scores.view(2, 2, 5, 5) + mask).view(4, 5, 5)
-    torch.testing.assert_close(attend(*parts), (scores.softmax(-1) * noise) @ parts[2])
+    torch.testing.assert_close(attend(*parts), (scores.softmax(-1) * stays * factor) @ parts[2])

@@ -141,9 +141,9 @@ def test_one_query_a_segment_drops_attention_as_torch_does(small_model, monkeypa
     segments, hidden = packed.Segments(batch.cu_seqlens, batch.max_seqlen, batch.label_positions), torch.randn(1, batch.num_tokens, 64)
     ours.train()
     attention.dropout.p = 0.5
-    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: torch.full(shape, 2 * share, dtype=dtype))
+    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: (torch.ones(shape, dtype=dtype), 1.0))
     kept = tail._lone_queries(attention, hidden, segments)
-    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: torch.full(shape, share, dtype=dtype))
+    monkeypatch.setattr(tail, "noise", lambda shape, share, dtype: (torch.ones(shape, dtype=dtype), 0.5))
     torch.testing.assert_close(tail._lone_queries(attention, hidden, segments), kept / 2)  # the value's bias, too
     attention.eval()
     torch.testing.assert_close(tail._lone_queries(attention, hidden, segments), kept)

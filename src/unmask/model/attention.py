@@ -131,25 +131,26 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, heads: int, dropout: float) -> Tensor:
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        q = q * scale  # of a head's size a token: the scores have a number a pair of tokens
+        scores = torch.bmm(q, k.transpose(1, 2))
         if mask is not None:
             scores.view(-1, heads, *scores.shape[1:]).add_(mask)
         weights = torch.softmax(scores, -1)
-        noise = dropouts.noise(weights.shape, dropout, weights.dtype) if dropout else None
-        ctx.save_for_backward(q, k, v, weights, noise)
-        ctx.scale = scale
-        return torch.bmm(weights if noise is None else weights * noise, v)
+        stays, factor = dropouts.noise(weights.shape, dropout, weights.dtype) if dropout else (None, 1.0)
+        ctx.save_for_backward(q, k, v, weights, stays)
+        ctx.scale, ctx.factor = scale, factor
+        return torch.bmm(weights, v) if stays is None else torch.bmm(weights * stays, v).mul_(factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, noise = ctx.saved_tensors
-        grad = grads[0]
-        dv = torch.bmm((weights if noise is None else weights * noise).transpose(1, 2), grad)
+        q, k, v, weights, stays = ctx.saved_tensors
+        grad = grads[0] if stays is None else grads[0] * ctx.factor
+        dv = torch.bmm((weights if stays is None else weights * stays).transpose(1, 2), grad)
         dweights = torch.bmm(grad, v.transpose(1, 2))
-        if noise is not None:
-            dweights.mul_(noise)
-        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
-        return torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q), dv, None, None, None, None
+        if stays is not None:
+            dweights.mul_(stays)
+        dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+        return torch.bmm(dscores, k).mul_(ctx.scale), torch.bmm(dscores.transpose(1, 2), q), dv, None, None, None, None
 
 
 def packed_attention(

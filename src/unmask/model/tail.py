@@ -64,7 +64,8 @@ def _lone_queries(attention: Any, hidden: Tensor, segments: Segments) -> Tensor 
             mask = segments.mask(group, torch.float32, None)
             weights = torch.softmax(scores if mask is None else scores + mask[:, 0], -1)
             if share:
-                weights = weights * noise(weights.shape, share, weights.dtype)
+                stays, factor = noise(weights.shape, share, weights.dtype)
+                weights = weights * stays.mul_(factor)
             seen.append(torch.bmm(weights, tokens))
             total.append(weights.sum(-1))
         values = torch.bmm(torch.cat(seen).transpose(0, 1), value.transpose(1, 2)).transpose(0, 1)
