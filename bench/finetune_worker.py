@@ -59,13 +59,22 @@ def ours(task: str, model: str, data: str, work: str) -> None:
         warmup_ratio=0.0,
         hide_prob=0.0,  # the Trainer hides nothing
     )
-    folder = Path(work) / "unmask"
+    folder = Path(work) / f"unmask-{task}-{Path(model).name}"  # a run knows what data it has begun with
     folder.mkdir(exist_ok=True)
     objective = objective_of(task).make(recipe, folder, say=lambda text: None)
     state = TrainState(objective.model, optim.build(objective.model, objective.recipe.optim), objective.loader.steps_per_epoch())
     turns = Turns()
+    counts: list[int] = []
+
+    def counted(batches):  # of words there are more labels than examples
+        for step in batches:
+            counts.append(sum(int((batch.documents >= 0).sum()) for batch in step))
+            yield step
+
     with prefetch(objective.loader) as batches:
-        train(state, batches, objective.loss_sum, objective.recipe, lambda state, step: turns.step(round(step.num_labels)), objective.count)
+        train(
+            state, counted(batches), objective.loss_sum, objective.recipe, lambda state, step: turns.step(counts.pop()), objective.count
+        )  # fmt: skip
 
 
 def quality(side: str, request: dict[str, Any]) -> str:
@@ -140,6 +149,22 @@ def stock_classify(tokenizer, model: str, data: str, side: str) -> tuple[Any, An
         rows.append({**encoded, "labels": int(row["label"] == "yes")})
     net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
     return net, rows, default_data_collator if side == "default" else DataCollatorWithPadding(tokenizer)
+
+
+def stock_ner(tokenizer, model: str, data: str, side: str) -> tuple[Any, Any, Any]:
+    """Return the model, the dataset and the collator of the token-classification example."""
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+
+    rows, names = [], ["O", "B-X", "B-Y"]
+    for line in Path(data).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        encoded = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
+        words = encoded.word_ids()
+        first = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
+        labels = [names.index(row["tags"][word]) if new else -100 for word, new in zip(words, first, strict=True)]
+        rows.append({**encoded, "labels": labels})
+    net = AutoModelForTokenClassification.from_pretrained(model, num_labels=len(names))
+    return net, rows, DataCollatorForTokenClassification(tokenizer)
 
 
 def stock_qa(tokenizer, model: str, data: str, side: str) -> tuple[Any, Any, Any]:

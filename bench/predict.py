@@ -26,7 +26,7 @@ from finetune import sentences
 from score import make_model
 from train import Side, environment, load_tokenizer
 
-TASKS = ("classify", "qa")
+TASKS = ("classify", "ner", "qa")
 # ratio -> whose texts a second are divided by whose
 PAIRS = {"default": ("unmask", "default"), "tuned": ("unmask_auto", "tuned"), "default_auto": ("unmask_auto", "default")}
 
@@ -68,7 +68,8 @@ def main() -> None:
         tokenizer = load_tokenizer(args.vocab, args.data, work / "tokenizer")
         texts = sentences(tokenizer, args.data)
         questions.write(texts, work / "questions.jsonl")
-        (work / "classify.json").write_text(json.dumps(texts[: args.texts]))
+        for name in ("classify", "ner"):
+            (work / f"{name}.json").write_text(json.dumps(texts[: args.texts]))
         (work / "qa.json").write_text(json.dumps(questions.read(work / "questions.jsonl")[: args.texts]))
         result = environment(args.data)
         for shape in args.shapes.split(","):

@@ -58,6 +58,41 @@ def classify(side: str, model: str) -> Callable[[list[str]], tuple[list[str], li
     return stock
 
 
+def ner(side: str, model: str) -> Callable[[list[str]], tuple[list[str], list[float]]]:
+    """Return a function: texts -> the entities of each (and no scores); any order of the tags is a legal one."""
+    import torch
+
+    from unmask.data.tokenizer import load_tokenizer
+    from unmask.model.new_head import with_new_head
+
+    net, tokenizer = with_new_head(model, "token_classification", labels=["O", "I-X", "I-Y"], seed=SEED), load_tokenizer(model)
+    with torch.no_grad():
+        net.classifier.weight.mul_(20)
+    if side.startswith("unmask"):
+        from unmask.tasks.ner import Tagger
+
+        tagger = Tagger(net, tokenizer, precision="auto" if side == "unmask_auto" else "fp32")
+
+        def ours(texts: list[str]) -> tuple[list[str], list[float]]:
+            found = tagger.predict(texts)
+            return [str([(one.start, one.end, one.label) for one in result]) for result in found], [0.0] * len(found)
+
+        return ours
+    from transformers import pipeline
+
+    net.set_attn_implementation("sdpa")
+    options: dict[str, Any] = {}
+    if side == "tuned":
+        net, options = net.to(torch.bfloat16), {"batch_size": 32}
+    pipe = pipeline("token-classification", model=net, tokenizer=tokenizer, device="cpu", aggregation_strategy="first", **options)
+
+    def stock(texts: list[str]) -> tuple[list[str], list[float]]:
+        found = pipe(texts)
+        return [str([(one["start"], one["end"], one["entity_group"]) for one in text]) for text in found], [0.0] * len(found)
+
+    return stock
+
+
 def qa(side: str, model: str) -> Callable[[list[dict[str, Any]]], tuple[list[str], list[float]]]:
     """Return a function: questions -> the best answer to each, and its logits beyond those of none; transformers has no pipeline for it."""
     import torch
