@@ -200,6 +200,24 @@ def test_the_fused_kernel_where_no_gradients_are_wanted(name, small_model, monke
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * max(1.0, float(want.abs().max())))
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_the_fused_kernel_of_matrix_units(name, small_model, monkeypatch):
+    stock, ours = pair(small_model, name)
+    monkeypatch.setattr(packed, "SHORT", 20)
+    texts = documents()
+    batch = pack(ours, texts)
+    found = []
+    for there in (True, False):
+        monkeypatch.setattr(packed, "MATRIX_UNITS", there)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(forward_packed(ours, batch).float())
+    assert not torch.equal(*found)  # it was another way
+    with torch.no_grad():
+        want = plain(stock, texts)
+    for got in found:
+        torch.testing.assert_close(got, want, rtol=0, atol=3e-2 * max(1.0, float(want.abs().max())))
+
+
 def test_the_window_is_felt(small_model):
     stock, ours = pair(small_model, "modernbert")
     texts = documents((60,))
