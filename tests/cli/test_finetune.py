@@ -163,7 +163,7 @@ def test_seeds_of_which_none_has_a_number_are_told(capsys):
 
     nothing = {"value": None, "low": None, "high": None, "count": 9}
     over = {"mean": None, "std": None, "low": None, "high": None, "count": 0}
-    seeds = {"best_seed": 3, "metric": "pearson", "numbers": {"pearson": over}}
+    seeds = {"best_seed": 3, "metric": "pearson", "values": {"3": None, "4": None}, "numbers": {"pearson": over}}
     metrics = {"num_examples": 9, "best": "pearson", "pearson": nothing, "seeds": seeds}
     assert ended(Run(Path("run"), metrics, 2), False) == 0
-    assert "over 0 seeds: pearson –; kept is seed 3" in capsys.readouterr().out
+    assert "over 2 seeds: pearson –; kept is seed 3" in capsys.readouterr().out

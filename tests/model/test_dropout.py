@@ -28,6 +28,12 @@ def test_the_share_that_is_dropped_and_the_mean(probability, dtype):
     assert abs(apart) < reach + 1e-4
 
 
+@pytest.mark.parametrize("probability", [0.999999, 1.0])
+def test_all_is_dropped(probability):
+    found, factor = dropout.noise(torch.Size([1000]), probability, torch.float32)
+    assert not found.any() and factor == 1.0
+
+
 def test_it_follows_torchs_seed_and_leaves_evaluation_alone():
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Dropout(0.0))
     dropout.install(model)

@@ -143,6 +143,22 @@ def test_seeds_are_an_axis(tiny_bert, labelled_file, tmp_path):
     with pytest.raises(CheckpointError, match="run of 3 seeds"):
         unmask.evaluate_task(folder, labelled_file)
     (tmp_path / "gone").rename(folder / "seed-0" / "model")
+    known = (folder / "metrics.json").read_text()
+    for wrong in ({}, None, {"values": {"x": 1}, "best_seed": 0}, {"values": {"0": 1}}):
+        (folder / "metrics.json").write_text(json.dumps({**json.loads(known), "seeds": wrong}))
+        with pytest.raises(CheckpointError, match="not what the run wrote"):
+            unmask.evaluate_task(folder, labelled_file)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match=f"several seeds that has not ended; go on with it: `unmask resume {folder}`"):
+        unmask.evaluate_task(folder, labelled_file)
+    # what the run compared by is not among the numbers of these items
+    (folder / "metrics.json").write_text(json.dumps({**json.loads(known), "best": "mse", "mse": {"value": 1.0}}))
+    measured = unmask.evaluate_task(folder, labelled_file, resamples=0)
+    assert measured.metrics["seeds"]["metric"] == "macro_f1" and "num_examples" not in measured.metrics["seeds"]["numbers"]
+    (folder / "metrics.json").write_text(known)
+    shutil.rmtree(folder / "model")
+    with pytest.raises(ConfigError, match="holds no model yet; it is an unfinished run: `unmask resume"):
+        unmask.evaluate_task(folder, labelled_file)
     assert not torch.equal(weights(folder / "seed-0")["classifier.weight"], weights(folder / "seed-1")["classifier.weight"])
     shutil.rmtree(folder / "seed-2")
     again = unmask.resume(folder)

@@ -115,7 +115,7 @@ def print_seeds(metrics: dict[str, Any]) -> None:
         entry = seeds["numbers"][seeds["metric"]]
         low = "" if entry["low"] is None else f" (95% {entry['low']:.4f} to {entry['high']:.4f})"
         mean = "–" if entry["mean"] is None else f"{entry['mean']:.4f}"
-        print(f"over {entry['count']} seeds: {seeds['metric']} {mean}{low}; kept is seed {seeds['best_seed']}")
+        print(f"over {len(seeds['values'])} seeds: {seeds['metric']} {mean}{low}; kept is seed {seeds['best_seed']}")
 
 
 def print_numbers(metrics: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ..errors import RunError, TokenizerError
 from ..hub import only_local, why_not
 from .manifest import TRAINING, WEIGHTS, check_manifest
 from .vocabulary import BERT_NAMES, Kind, template, train_tokenizer, wrap
+from .whole import unfinished
 from .words import word_starts, word_table
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def _load_folder(path: Path) -> Any:
     for inner in ("tokenizer", "model"):  # a packed corpus, a run
         if inner in has and (path / inner / "tokenizer.json").is_file():
             return _load_folder(path / inner)
-    raise TokenizerError(f"'{path}' holds no tokenizer; expected tokenizer.json, vocab.txt, or vocab.json with merges.txt")
+    raise TokenizerError(
+        f"'{path}' holds no tokenizer; expected tokenizer.json, vocab.txt, or vocab.json with merges.txt{unfinished(path)}"
+    )
 
 
 def _load_auto(name: str, revision: str | None) -> Any:

@@ -150,3 +150,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     with whole_file(path) as file:
         file.write(text)
+
+
+def unfinished(folder: Path) -> str:
+    """Return what is to be said of a folder where a run has begun and left no model yet, to follow after what is missing; else nothing."""
+    if any((folder / name).exists() for name in ("config.toml", "checkpoints")) and not (folder / "model").is_dir():
+        return f"; it is an unfinished run: `unmask resume {folder}`"
+    return ""

@@ -56,6 +56,7 @@ def evaluate_task(
     if name is None:
         raise ConfigError(without_task(model))
     check_resamples(resamples)
+    seeds = runs.seed_models(model)
     folder = output_folder(output, "an evaluation", lambda names: names <= {METRICS, PREDICTIONS, MANIFEST, REPORT})
     kind = task(name)
     how: dict[str, Any] = {"precision": precision, "max_length": max_length, "max_tokens": batch_tokens}
@@ -67,14 +68,15 @@ def evaluate_task(
     results = list(predictor.stream(items))
     found = evaluation(predictor, items, results, predictor.score(items, results), findings, resamples=resamples, seed=seed)
     found.metrics["data"] = names(sources)
-    seeds = runs.seed_models(model)
     if seeds:
         models, compared, best = seeds
         numbers = {}
         for number, one in models.items():
             other = kind.predictor_type.load(one, device=device, on=on, **how)
             numbers[number] = point(other.score(items, list(other.stream(items))), len(items))
-        found.metrics["seeds"] = runs.over_seeds(numbers, compared, best)
+            del numbers[number]["num_examples"]
+        # what the run compared by may be none of these items' numbers: without an unanswerable question there is no F1 of those
+        found.metrics["seeds"] = runs.over_seeds(numbers, compared if compared in numbers[best] else predictor.best[0], best)
     if folder is not None:
         found.save(folder)
         write_report(folder)

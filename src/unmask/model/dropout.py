@@ -20,12 +20,14 @@ LEVELS = 1 << 16
 def noise(shape: torch.Size, probability: float, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Return 0 with a probability and else 1, and the factor that keeps the mean; drawn from torch's generator of the CPU."""
     dropped = round(probability * LEVELS)
+    if dropped >= LEVELS:
+        return torch.zeros(shape, dtype=dtype), 1.0
     count = shape.numel()
     seed = int(torch.empty((), dtype=torch.int64).random_())
     bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16))[:count].view(shape)
     # a bool made into a number afterwards takes seven times as long
     stays = torch.ge(bits, dropped - LEVELS // 2, out=torch.empty(shape, dtype=dtype))
-    return stays, LEVELS / max(1, LEVELS - dropped)
+    return stays, LEVELS / (LEVELS - dropped)
 
 
 def install(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.manifest import TRAINING, check_manifest
 from ..data.tokenizer import save_tokenizer
+from ..data.whole import unfinished
 from ..errors import CheckpointError, ConfigError, RunError, TokenizerError
 from ..hub import only_local, why_not
 from .presets import PRESETS, ModelConfig, build_model
@@ -129,9 +130,9 @@ def check_folder(name: str) -> bool:
         return False
     if not (path / "config.json").is_file():
         inner = [child for child in ("model", "checkpoints") if (path / child).is_dir()]
-        hint = f"; a run keeps its finished model in '{path / 'model'}'" if "model" in inner else ""
+        hint = f"; a run keeps its finished model in '{path / 'model'}'" if "model" in inner else unfinished(path)
         if inner == ["checkpoints"]:
-            hint = f"; it is an unfinished run: `unmask resume {path}`, or name one of the folders in '{path / 'checkpoints'}'"
+            hint += f", or name one of the folders in '{path / 'checkpoints'}'"
         raise CheckpointError(f"'{name}' has no config.json, so it is not a model folder{hint}")
     if not any((path / file).is_file() for file in WEIGHT_FILES):
         raise CheckpointError(f"'{name}' has a config.json but no weights; expected one of: {', '.join(WEIGHT_FILES)}")

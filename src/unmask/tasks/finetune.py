@@ -17,7 +17,7 @@ from ..train import run as runs
 from ..train.checkpoint import write_folder
 from ..train.distributed import launched
 from ..train.runlog import finite
-from ..train.session import Run, run_session
+from ..train.session import Run, run_session, tell
 from ..train.setup import claim
 from . import recipe as recipes
 from .kinds import task
@@ -111,6 +111,7 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
             one = dataclasses.replace(recipe, seeds=1, train=dataclasses.replace(recipe.train, seed=seed))
             run = resume(inner, after) if (inner / CONFIG).is_file() else _begin(one, inner, after)
             if run.interrupted:
+                tell(f"of {recipe.seeds} seeds this was number {number + 1}; to go on with all of them: unmask resume {folder}")
                 return dataclasses.replace(run, folder=folder)
         found.append((seed, inner, _metrics(inner / METRICS)))
     name = found[0][2].get("best")
@@ -131,6 +132,9 @@ def _seeds(recipe: TaskRecipe, folder: Path, after: After) -> Run:
 def _metrics(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        several = found.get("seeds", {"values": {}, "best_seed": 0})
+        if any(str(int(number)) != number for number in several["values"]) or not isinstance(several["best_seed"], int):
+            raise ValueError("its seeds are no numbers")
         if {"rank", "step"} <= found["training"].keys() and (found.get("best") is None or "value" in found[found["best"]]):
             return found
         raise ValueError("numbers are missing")
@@ -146,19 +150,20 @@ def value_of(metrics: dict[str, Any], name: str) -> float:
 
 def over_seeds(numbers: Mapping[int, Mapping[str, float]], name: str, best: int) -> dict[str, Any]:
     """Return how far the runs of several seeds differ; `name` is the number that they are compared by, `best` the seed that is kept."""
-    return {
-        "best_seed": best,
-        "metric": name,
-        "values": {str(seed): found[name] for seed, found in numbers.items()},
-        "numbers": {key: spread([found[key] for found in numbers.values()]) for key in numbers[best]},
-    }
+    keys = dict.fromkeys(key for found in numbers.values() for key in found)
+    by = {key: [found.get(key, float("nan")) for found in numbers.values()] for key in keys}
+    values = {str(seed): value if np.isfinite(value) else None for seed, value in zip(numbers, by[name], strict=True)}
+    spreads = {key: spread(values) for key, values in by.items()}
+    return {"best_seed": best, "metric": name, "values": values, "numbers": spreads}
 
 
 def seed_models(folder: str | Path) -> tuple[dict[int, Path], str, int] | None:
     """Return the model folder of every seed of a run, what they are compared by and the one that is kept; None for anything else."""
     path = Path(folder).expanduser()
-    if not (path / CONFIG).is_file() or not (path / METRICS).is_file():
+    if not (path / CONFIG).is_file() or not any(path.glob("seed-*")):
         return None
+    if not (path / METRICS).is_file():
+        raise CheckpointError(f"'{folder}' is a run of several seeds that has not ended; go on with it: `unmask resume {folder}`")
     metrics = _metrics(path / METRICS)
     if "seeds" not in metrics:
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..box import is_box
 from ..config import unknown_key
+from ..data.whole import unfinished
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ def task_of(name: str | Path) -> str | None:
 
 def without_task(name: str | Path) -> str:
     """Return what is to be said of a model for which `task_of` knows no task."""
-    if is_box(name) or Path(name).expanduser().exists():
+    found = Path(name).expanduser()
+    hint = unfinished(found)
+    if hint:
+        return f"'{name}' holds no model yet{hint}"
+    if is_box(name) or found.exists():
         return f"'{name}' is not fine-tuned for a task; `unmask finetune` does that"
     return f"there is no folder '{name}'; name the run, or the model folder, that `unmask finetune` has made"
