@@ -66,14 +66,17 @@ def evaluate_task(
     items, findings = kind.read_for(predictor, settings)
     findings.refuse(settings.on_bad)
     results = list(predictor.stream(items))
-    found = evaluation(predictor, items, results, predictor.score(items, results), findings, resamples=resamples, seed=seed)
+    kept = predictor.score(items, results)
+    found = evaluation(predictor, items, results, kept, findings, resamples=resamples, seed=seed)
     found.metrics["data"] = names(sources)
     if seeds:
         models, compared, best = seeds
         numbers = {}
         for number, one in models.items():
-            other = kind.predictor_type.load(one, device=device, on=on, **how)
-            numbers[number] = point(other.score(items, list(other.stream(items))), len(items))
+            if number != best:  # which has been measured: it is the kept one
+                other = kind.predictor_type.load(one, device=device, on=on, **how)
+                scores = other.score(items, list(other.stream(items)))
+            numbers[number] = point(kept if number == best else scores, len(items))
             del numbers[number]["num_examples"]
         # what the run compared by may be none of these items' numbers: without an unanswerable question there is no F1 of those
         found.metrics["seeds"] = runs.over_seeds(numbers, compared if compared in numbers[best] else predictor.best[0], best)

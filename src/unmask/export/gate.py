@@ -144,19 +144,19 @@ def faults(
     Where a lower number is better, what is lost is its growth, as a share of it. `also` are other numbers, of the first and the last
     row, of which a higher one is better.
     """
-    *others, row = rows
-    before, after = ((one.masked_accuracy if metric == METRIC else one.task_metric) or 0.0 for one in (others[0], row))
+    *others, last = rows
+    before, after = ((row.masked_accuracy if metric == METRIC else row.task_metric) or 0.0 for row in (others[0], last))
     drop = before - after if higher else (after - before) / (before or 1.0)
-    lost = {metric: drop, **{name: first - last for name, (first, last) in (also or {}).items()}}
+    lost = {metric: drop, **{name: one - other for name, (one, other) in (also or {}).items()}}
     wrong = [
         f"it loses {drop:.4f} of the {name.replace('_', ' ')}, and {max_drop:g} is allowed (--max-drop)"
         for name, drop in lost.items()
         if not drop <= max_drop  # NaN, too
     ]
     for other in others:
-        if row.tokens_per_second <= other.tokens_per_second:
+        if last.tokens_per_second <= other.tokens_per_second:
             wrong.append(f"many texts together are not faster than with {other.name}")
-        if row.p50_milliseconds >= other.p50_milliseconds:
+        if last.p50_milliseconds >= other.p50_milliseconds:
             wrong.append(f"one text alone is not faster than with {other.name}")
     return wrong
 
